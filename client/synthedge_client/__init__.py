@@ -1,0 +1,1 @@
+"""A hospital site: local tables, consent, disclosure, agent and command line."""

@@ -1,0 +1,1 @@
+"""The wire: messages, identity, sealing and signed statements."""
