@@ -1,0 +1,504 @@
+"""The consortium's data dictionary: consortium.toml as a checked value.
+
+Every site and the coordinator work from one dictionary; its digest is in every message, because two
+reports made under different dictionaries live in different frames.
+"""
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from synthedge_core.errors import DictionaryError
+from synthedge_core.toml_reader import TableReader
+
+SCHEMA_VERSION: Final = 1
+KINDS: Final = ("continuous", "integer", "ordinal", "categorical", "binary")
+PRIVACY_CLASSES: Final = ("measurement", "age", "quasi", "date", "identifier", "free_text")
+# Counts over a feature are published and its values are transferred only in these classes.
+SHAREABLE_CLASSES: Final = ("measurement", "age", "quasi")
+DISCLOSURE_MODES: Final = ("dp", "threshold")
+# The L1 sensitivity of a release is the number of grids, and every voxel carries noise: at epsilon 1
+# and 200 patients more grids or finer ones drown the counts.
+MAX_GRIDS: Final = 3
+MAX_VOXELS: Final = 12
+# Safe Harbor lets ages above 89 leave only as one class (45 CFR 164.514(b)(2)(i)(C)).
+SAFE_HARBOR_AGE: Final = 89.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Feature:
+    """One column that all sites agree on.
+
+    Attributes
+    ----------
+    name, description : str
+        What data files of the consortium call it, and what it means.
+    kind : str
+        One of `KINDS`.
+    unit : str
+        UCUM text, ``"1"`` for a bare number or a code.
+    plausible : tuple of two floats or None
+        Closed range in `unit`; continuous and integer features have one.
+    levels, level_names : tuple of str
+        Codes of an ordinal (lowest first), categorical or binary feature, and words for them (or empty).
+    center, scale : float or None
+        Reference centre and scale, in `unit` or (ordinal) in level indices; None for categorical and binary.
+    cut_points : tuple of float
+        Voxel edges in `unit`, strictly increasing, strictly inside `plausible`; empty if it has none.
+    privacy : str or None
+        One of `PRIVACY_CLASSES`; None is unclassified and never leaves a site.
+    decimals : int or None
+        Decimal places of what leaves; None for features with levels.
+    molar_mass_g_mol : float or None
+        Lets an amount of substance be converted to a mass.
+    top_code : float or None
+        Larger values leave as this one.
+    """
+
+    name: str
+    kind: str
+    description: str = ""
+    unit: str = "1"
+    plausible: tuple[float, float] | None = None
+    levels: tuple[str, ...] = ()
+    level_names: tuple[str, ...] = ()
+    center: float | None = None
+    scale: float | None = None
+    cut_points: tuple[float, ...] = ()
+    privacy: str | None = None
+    decimals: int | None = None
+    molar_mass_g_mol: float | None = None
+    top_code: float | None = None
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether values are indices into `levels` rather than measurements."""
+        return self.kind in ("ordinal", "categorical", "binary")
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether its values have an order, so that neighbouring voxels mean something."""
+        return self.kind not in ("categorical", "binary")
+
+    @property
+    def is_shareable(self) -> bool:
+        """Whether its privacy class lets it leave a site at all."""
+        return self.privacy in SHAREABLE_CLASSES
+
+    @property
+    def n_levels(self) -> int:
+        """Number of levels; 0 for continuous and integer features."""
+        return len(self.levels)
+
+    @property
+    def n_voxels(self) -> int:
+        """Voxels along a grid axis of this feature; 0 if it has neither levels nor cut points."""
+        if self.has_levels:
+            return self.n_levels
+        return len(self.cut_points) + 1 if self.cut_points else 0
+
+    def level_in_words(self, i_level: int) -> str:
+        """Name a level for people: its name, or ``feature code`` where the dictionary has no name for it."""
+        if self.level_names:
+            return self.level_names[i_level]
+        return f"{self.name} {self.levels[i_level]}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GridSpec:
+    """A named grid: the cut points (or levels) of one or two features."""
+
+    name: str
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """The label: its column, the code of the positive level and what that means."""
+
+    column: str
+    positive: str
+    definition: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """What the consortium allows; a site may only tighten it.
+
+    Whatever guards disclosure has no default: a threshold that nobody set must refuse, not pass.
+    `min_sites` counts all sites that must have published before anybody gets a profile.
+    """
+
+    disclosure: str
+    epsilon: float
+    epsilon_total: float
+    min_count: int
+    min_sites: int
+    similarity: float
+    rows_per_transfer: int
+    min_shared_features: int = 1
+    retention_days: int = 365
+    proposed_h: float = 336.0
+    requested_h: float = 720.0
+    prepared_h: float = 168.0
+    approved_h: float = 72.0
+    sealed_h: float = 72.0
+    delivered_h: float = 168.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dictionary:
+    """A complete, checked data dictionary; `parse_dictionary` makes it.
+
+    Attributes
+    ----------
+    digest : str
+        Hex SHA-256 of `canonical_json`; names the dictionary, and with it the frame.
+    """
+
+    name: str
+    target: Target
+    features: tuple[Feature, ...]
+    grids: tuple[GridSpec, ...]
+    policy: Policy
+    schema_version: int = SCHEMA_VERSION
+    digest: str = field(init=False, compare=False)
+    _positions: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        positions = {feature.name: i for i, feature in enumerate(self.features)}
+        object.__setattr__(self, "_positions", positions)
+        object.__setattr__(self, "digest", hashlib.sha256(self.canonical_json()).hexdigest())
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the features, in the order of every canonical table."""
+        return tuple(self._positions)
+
+    def index(self, name: str) -> int:
+        """Position of a feature in every canonical table.
+
+        Raises
+        ------
+        DictionaryError
+            If the dictionary has no such feature.
+        """
+        if name not in self._positions:
+            known = ", ".join(self._positions)
+            raise DictionaryError(
+                f"dictionary {self.name!r} has no feature {name!r}; it has {known}"
+            )
+        return self._positions[name]
+
+    def feature(self, name: str) -> Feature:
+        """Look a feature up by name.
+
+        Raises
+        ------
+        DictionaryError
+            If the dictionary has no such feature.
+        """
+        return self.features[self.index(name)]
+
+    def grid(self, name: str) -> GridSpec:
+        """Look a grid up by name.
+
+        Raises
+        ------
+        DictionaryError
+            If the dictionary has no such grid.
+        """
+        for spec in self.grids:
+            if spec.name == name:
+                return spec
+        known = ", ".join(spec.name for spec in self.grids) or "none"
+        raise DictionaryError(
+            f"dictionary {self.name!r} has no grid {name!r}; its grids are: {known}"
+        )
+
+    def canonical_json(self) -> bytes:
+        """Serialise the dictionary the one way its digest is taken over.
+
+        Keys sorted, no whitespace, UTF-8; defaults written out, entries without a value left out, whole
+        numbers without a decimal point. Comments, order of keys and ``94`` or ``94.0`` therefore do not
+        change the digest, while every value that changes behaviour does.
+        """
+        document = {
+            "schema_version": self.schema_version,
+            "name": self.name,
+            "target": _plain(self.target),
+            "features": [_plain(feature) for feature in self.features],
+            "grids": [_plain(spec) for spec in self.grids],
+            "policy": _plain(self.policy),
+        }
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return text.encode()
+
+
+def _plain(value: Any) -> Any:
+    """Turn dataclasses, tuples and floats into what canonical JSON holds."""
+    if dataclasses.is_dataclass(value):
+        items = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+        return {name: _plain(item) for name, item in items if item not in (None, (), "")}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def parse_dictionary(text: str) -> Dictionary:
+    """Read and check the text of a consortium.toml.
+
+    Parameters
+    ----------
+    text : str
+        The file's content.
+
+    Returns
+    -------
+    Dictionary
+
+    Raises
+    ------
+    DictionaryError
+        Naming every problem, one sentence and one line each.
+    """
+    try:
+        document = tomllib.loads(text)
+    except ValueError as error:  # TOMLDecodeError, and integers longer than Python converts
+        raise DictionaryError(f"the dictionary is not valid TOML: {error}") from None
+    except RecursionError:
+        raise DictionaryError("the dictionary is not valid TOML: nested too deeply") from None
+    problems: list[str] = []
+    reader = TableReader(document, "dictionary", problems)
+    reader.integer("schema_version", required=True, at_least=SCHEMA_VERSION, at_most=SCHEMA_VERSION)
+    name = reader.text("name", required=True, max_characters=100)
+    target = _read_target(reader.table("target", required=True))
+    features = [_read_feature(item) for item in reader.tables("features", required=True)]
+    grids = [_read_grid(item) for item in reader.tables("grids")]
+    policy = _read_policy(reader.table("policy", required=True))
+    reader.finish()
+    _check_names(target, features, grids, problems)
+    by_name = {feature.name: feature for feature in features}
+    for spec in grids:
+        _check_grid(spec, by_name, problems)
+    if problems or name is None or target is None or policy is None:
+        raise DictionaryError("the dictionary is not valid:\n" + "\n".join(problems))
+    return Dictionary(
+        name=name, target=target, features=tuple(features), grids=tuple(grids), policy=policy
+    )
+
+
+def _read_target(reader: TableReader | None) -> Target | None:
+    if reader is None:
+        return None
+    target = Target(
+        column=reader.text("column", required=True, max_characters=100) or "",
+        positive=reader.text("positive", required=True, max_characters=100) or "",
+        # Sites that disagree about the outcome send each other wrong labels, which no gate can see.
+        definition=reader.text("definition", required=True) or "",
+    )
+    reader.finish()
+    return target
+
+
+def _read_feature(reader: TableReader) -> Feature:
+    name = reader.text("name", required=True, max_characters=100) or ""
+    description = reader.text("description") or ""
+    kind = reader.choice("kind", KINDS, required=True) or ""
+    privacy = reader.choice("privacy", PRIVACY_CLASSES)
+    if kind in ("continuous", "integer"):
+        feature = _read_measured(reader, name, description, kind, privacy)
+    elif kind:
+        feature = _read_coded(reader, name, description, kind, privacy)
+    else:
+        # Without a kind nobody can say which of the other keys belong: one problem, not ten.
+        return Feature(name=name, kind=kind)
+    reader.finish()
+    return feature
+
+
+def _read_measured(
+    reader: TableReader, name: str, description: str, kind: str, privacy: str | None
+) -> Feature:
+    is_continuous = kind == "continuous"
+    for key in ("levels", "level_names"):
+        reader.refuse(key, f"has no meaning for a {kind} feature")
+    # "1" only where bare counts are common: a measurement without a unit is how mg/dL meets mmol/L.
+    unit = reader.text("unit", required=is_continuous, max_characters=50) or "1"
+    plausible = reader.numbers("plausible", required=True)
+    if plausible and len(plausible) != 2:
+        reader.note("plausible", "must be two numbers, lowest and highest")
+        plausible = ()
+    center = reader.number("center", required=True)
+    scale = reader.number("scale", required=True, above=0.0)
+    cut_points = reader.numbers("cut_points")
+    decimals = reader.integer("decimals", required=is_continuous, at_least=-6, at_most=12)
+    molar_mass = reader.number("molar_mass_g_mol", above=0.0)
+    top_code = reader.number("top_code")
+    if privacy == "age" and top_code is None:
+        if unit == "a":
+            top_code = SAFE_HARBOR_AGE
+        elif not reader.has("top_code"):
+            reader.note("top_code", "is missing; an age in another unit than 'a' needs one")
+    if privacy == "age" and unit == "a" and top_code is not None and top_code > SAFE_HARBOR_AGE:
+        reader.note("top_code", f"must be at most {SAFE_HARBOR_AGE:g} for an age in years")
+    if len(plausible) == 2:
+        low, high = plausible
+        if cut_points and not low < cut_points[0] <= cut_points[-1] < high:
+            reader.note("cut_points", f"must lie inside the plausible range {low:g} to {high:g}")
+        if center is not None and not low <= center <= high:
+            reader.note("center", f"must lie inside the plausible range {low:g} to {high:g}")
+        if top_code is not None and top_code <= low:
+            reader.note("top_code", f"must be above the lowest plausible value {low:g}")
+    if kind == "integer" and any(not edge.is_integer() for edge in cut_points):
+        reader.note("cut_points", "must be whole numbers for an integer feature")
+    if top_code is not None and cut_points and cut_points[-1] > top_code:
+        reader.note("cut_points", f"must not tell apart values above top_code {top_code:g}")
+    return Feature(
+        name=name,
+        kind=kind,
+        description=description,
+        unit=unit,
+        plausible=(plausible[0], plausible[1]) if len(plausible) == 2 else None,
+        center=center,
+        scale=scale,
+        cut_points=cut_points,
+        privacy=privacy,
+        decimals=0 if decimals is None else decimals,
+        molar_mass_g_mol=molar_mass,
+        top_code=top_code,
+    )
+
+
+def _read_coded(
+    reader: TableReader, name: str, description: str, kind: str, privacy: str | None
+) -> Feature:
+    for key in ("unit", "plausible", "cut_points", "decimals", "molar_mass_g_mol", "top_code"):
+        reader.refuse(key, f"has no meaning for a {kind} feature")
+    levels = reader.texts("levels", required=True)
+    level_names = reader.texts("level_names")
+    if levels and (len(levels) != 2 if kind == "binary" else len(levels) < 2):
+        reader.note("levels", "must be exactly two" if kind == "binary" else "must be two or more")
+    if level_names and levels and len(level_names) != len(levels):
+        reader.note("level_names", f"must be as many as levels ({len(levels)})")
+    center = scale = None
+    if kind == "ordinal":
+        center = reader.number("center", required=True)
+        scale = reader.number("scale", required=True, above=0.0)
+        if center is not None and levels and not 0 <= center <= len(levels) - 1:
+            reader.note("center", f"must be a level index between 0 and {len(levels) - 1}")
+    else:
+        for key in ("center", "scale"):
+            reader.refuse(key, f"has no meaning for a {kind} feature")
+    return Feature(
+        name=name,
+        kind=kind,
+        description=description,
+        levels=levels,
+        level_names=level_names,
+        center=center,
+        scale=scale,
+        privacy=privacy,
+    )
+
+
+def _read_grid(reader: TableReader) -> GridSpec:
+    name = reader.text("name", required=True, max_characters=100) or ""
+    features = reader.texts("features", required=True)
+    if len(features) > 2:
+        reader.note("features", "must be one or two")
+    reader.finish()
+    return GridSpec(name=name, features=features)
+
+
+def _read_policy(reader: TableReader | None) -> Policy | None:
+    if reader is None:
+        return None
+    disclosure = reader.choice("disclosure", DISCLOSURE_MODES, required=True)
+    epsilon = reader.number("epsilon", required=True, above=0.0)
+    epsilon_total = reader.number("epsilon_total", required=True, above=0.0)
+    min_count = reader.integer("min_count", required=True, at_least=2, at_most=1_000)
+    # With one other site the "mean of the others" would be that site's own numbers.
+    min_sites = reader.integer("min_sites", required=True, at_least=3, at_most=100_000)
+    similarity = reader.number("similarity", required=True, above=0.0, at_most=1.0)
+    rows = reader.integer("rows_per_transfer", required=True, at_least=1, at_most=100_000)
+    hours = ("proposed_h", "requested_h", "prepared_h", "approved_h", "sealed_h", "delivered_h")
+    optional: dict[str, Any] = {
+        key: reader.number(key, above=0.0, at_most=87_600.0) for key in hours
+    }
+    optional["min_shared_features"] = reader.integer(
+        "min_shared_features", at_least=1, at_most=1_000
+    )
+    optional["retention_days"] = reader.integer("retention_days", at_least=1, at_most=36_500)
+    reader.finish()
+    if epsilon is not None and epsilon_total is not None and epsilon_total < epsilon:
+        reader.note("epsilon_total", f"must be at least epsilon ({epsilon:g})")
+    if (
+        disclosure is None
+        or epsilon is None
+        or epsilon_total is None
+        or min_count is None
+        or min_sites is None
+        or similarity is None
+        or rows is None
+    ):
+        return None
+    return Policy(
+        disclosure=disclosure,
+        epsilon=epsilon,
+        epsilon_total=epsilon_total,
+        min_count=min_count,
+        min_sites=min_sites,
+        similarity=similarity,
+        rows_per_transfer=rows,
+        **{key: value for key, value in optional.items() if value is not None},
+    )
+
+
+def _check_names(
+    target: Target | None,
+    features: list[Feature],
+    grids: list[GridSpec],
+    problems: list[str],
+) -> None:
+    """Note names used twice, and too many grids."""
+    for kind, names in (
+        ("features", [feature.name for feature in features]),
+        ("grids", [spec.name for spec in grids]),
+    ):
+        for name in sorted({name for name in names if name and names.count(name) > 1}):
+            problems.append(f"dictionary: {kind} must have distinct names; {name!r} occurs twice")
+    if target is not None and target.column in {feature.name for feature in features}:
+        problems.append(
+            f"target: column must not be a feature; {target.column!r} would predict itself"
+        )
+    if len(grids) > MAX_GRIDS:
+        problems.append(f"dictionary: grids must be at most {MAX_GRIDS}, not {len(grids)}")
+
+
+def _check_grid(spec: GridSpec, features: dict[str, Feature], problems: list[str]) -> None:
+    """Note a grid that cannot be laid, or that no site could publish."""
+    where = f"grid {spec.name!r}"
+    n_voxels = 1
+    for name in spec.features:
+        feature = features.get(name)
+        if feature is None:
+            problems.append(f"{where}: features must be in the dictionary; {name!r} is not")
+            continue
+        if not feature.kind:
+            continue  # its own problem is already noted
+        if not feature.is_shareable:
+            problems.append(
+                f"{where}: features must have privacy {', '.join(SHAREABLE_CLASSES[:-1])} or "
+                f"{SHAREABLE_CLASSES[-1]}; {name!r} never leaves a site"
+            )
+        if feature.n_voxels == 0:
+            problems.append(f"{where}: features must have cut_points or levels; {name!r} has none")
+        n_voxels *= max(feature.n_voxels, 1)
+    if n_voxels > MAX_VOXELS:
+        problems.append(f"{where}: must have at most {MAX_VOXELS} voxels, not {n_voxels}")
