@@ -1,10 +1,11 @@
-"""Take a parsed TOML table apart key by key, noting every problem instead of stopping at the first.
+"""Take a parsed TOML table apart key by key, noting every problem rather than the first.
 
-A person who edits a configuration file wants all its mistakes at once. Getters therefore return None (or an
-empty tuple) for a wrong entry after noting one sentence about it; whoever made the reader raises when
-`problems` is not empty.
+A person who edits a configuration file wants all its mistakes at once. Getters therefore return None
+(or an empty tuple) for a wrong entry after noting one sentence about it; whoever made the reader
+raises when `problems` is not empty.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -108,7 +109,7 @@ class TableReader:
         if not finite or len(finite) < len(numbers):
             self.note(key, "must be a list of finite numbers")
             return ()
-        if any(b <= a for a, b in zip(finite, finite[1:], strict=False)):
+        if any(b <= a for a, b in itertools.pairwise(finite)):
             self.note(key, "must be strictly increasing")
             return ()
         return tuple(finite)
