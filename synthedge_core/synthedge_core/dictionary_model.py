@@ -1,7 +1,7 @@
 """What a data dictionary is made of, and the digest that names it.
 
-`dictionary.parse_dictionary` makes these values and is the only place that checks them; inside, code
-trusts them.
+`dictionary.parse_dictionary` makes these values and is the only place that checks them; inside,
+code trusts them.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """The root of the project's own errors and their kinds.
 
 Each kind knows the exit code of a command that ends in it, so that no command line keeps a second
-table: 1 refused by a rule, 4 bad arguments or input file, 6 disclosure control refused, 7 verification
-failed. A message says what was found, where, what was expected and what to do next; it never carries
-a value of a sample.
+table: 1 refused by a rule, 4 bad arguments or input file, 6 disclosure control refused,
+7 verification failed. A message says what was found, where, what was expected and what to do next;
+it never carries a value of a sample.
 """
 
 from typing import ClassVar

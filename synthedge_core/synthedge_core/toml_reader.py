@@ -1,8 +1,8 @@
 """Take a parsed TOML table apart key by key, noting every problem rather than the first.
 
-A person who edits a configuration file wants all its mistakes at once. Getters therefore return None
-(or an empty tuple) for a wrong entry after noting one sentence about it; whoever made the reader
-raises when `problems` is not empty.
+A person who edits a configuration file wants all its mistakes at once. Getters therefore return
+None (or an empty tuple) for a wrong entry after noting one sentence about it; whoever made the
+reader raises when `problems` is not empty.
 """
 
 import itertools
