@@ -99,9 +99,10 @@ class Frame:
         if known.is_ordered:
             # parse_dictionary gives every ordered feature a centre and a scale above 0.
             center, scale = known.center or 0.0, known.scale or 1.0
-            scaled: FloatArray = (values - center) / scale
-            return scaled[:, np.newaxis]
-        columns = (values[:, np.newaxis] == np.arange(known.n_levels)).astype(np.float64)
+            return ((values - center) / scale)[:, np.newaxis]
+        columns: FloatArray = (values[:, np.newaxis] == np.arange(known.n_levels)).astype(
+            np.float64
+        )
         columns[np.isnan(values)] = np.nan
         return columns
 

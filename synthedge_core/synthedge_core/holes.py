@@ -1,0 +1,339 @@
+"""Holes: voxels where other sites have positive samples and this one has none, or hardly any.
+
+A complete hole cannot be seen in a site's own data, and the coordinator cannot compute it either, since
+reports hold no totals. So the coordinator publishes a profile, the leave-one-out mean of the other
+sites' reports, and the site compares it with its own true counts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+
+from synthedge_core.errors import GridError
+from synthedge_core.frame import BoolArray, FloatArray
+from synthedge_core.grids import IntArray
+
+# A published positive rate of exactly 0 or 1 has no finite odds. The voxels of a named grid hold some
+# 25 patients at the sites this is for (200 to 300 patients, at most 12 voxels), and half a patient
+# among 25 is the least a rate can be resolved to: the correction Haldane and Anscombe (both 1956) add
+# to the counts themselves, which the coordinator does not have. Nothing hangs on it: with 0.001 to
+# 0.05 a carved voxel of the diabetes data comes first equally often, since E1 takes over from
+# extreme odds.
+MIN_RATE: Final = 0.02
+CONFIRMED_Z: Final = 2.0
+N_SUSPECTED: Final = 3
+# Fewer than two expected positives missing is nothing anybody could act on.
+MIN_EXPECTED: Final = 2.0
+# Case mixes differ between hospitals; only a kind of patient that is practically absent is a hole.
+ABSENT_SHARE: Final = 0.1
+
+Status = Literal["confirmed", "suspected"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class GridStatistics:
+    """What one site published about one grid.
+
+    Attributes
+    ----------
+    density : ndarray of shape (n_voxels,)
+        Observed over expected samples under an even spread; at least 0.
+    positive_rate : ndarray of shape (n_voxels,)
+        In [0, 1].
+    grid_positive_rate : float
+        In [0, 1].
+    known : ndarray of bool of shape (n_voxels,)
+        False where disclosure control suppressed the voxel.
+    """
+
+    density: FloatArray
+    positive_rate: FloatArray
+    grid_positive_rate: float
+    known: BoolArray
+
+    @property
+    def positive_share(self) -> FloatArray:
+        """Share of the site's positive samples in each voxel, shape (n_voxels,); NaN if unknown.
+
+        ``density * positive_rate / (n_voxels * grid_positive_rate)``. A site without positives has no
+        shares at all.
+        """
+        if self.grid_positive_rate <= 0:
+            return np.full(self.density.shape, np.nan)
+        share = self.density * self.positive_rate / (len(self.density) * self.grid_positive_rate)
+        return np.where(self.known, share, np.nan)
+
+    @property
+    def patient_share(self) -> FloatArray:
+        """Share of the site's samples in each voxel, shape (n_voxels,); NaN if unknown."""
+        return np.where(self.known, self.density / len(self.density), np.nan)
+
+    @property
+    def relative_odds(self) -> FloatArray:
+        """Odds of the voxel over odds of the grid, shape (n_voxels,); NaN if unknown or empty.
+
+        An empty voxel has no rate; its published 0 must not be read as "nobody here is positive".
+        """
+        odds = _odds(self.positive_rate) / _odds(np.array(self.grid_positive_rate))
+        has_odds = self.known & (self.density > 0) & (self.grid_positive_rate > 0)
+        return np.where(has_odds, odds, np.nan)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class VoxelProfile:
+    """Means over the other sites, voxel by voxel; every number is finite.
+
+    Attributes
+    ----------
+    f, v_f : ndarray of shape (n_voxels,)
+        Positive share and its squared standard error; 0 where unknown.
+    o, v_o : ndarray of shape (n_voxels,)
+        Relative odds and their squared standard error; 1 and 0 where fewer than the required sites
+        have patients there: no evidence that the voxel differs from its grid.
+    known : ndarray of bool of shape (n_voxels,)
+        Whether enough other sites reported the voxel.
+    n_sites : int
+        Other sites that reported the grid.
+    """
+
+    f: FloatArray
+    v_f: FloatArray
+    o: FloatArray
+    v_o: FloatArray
+    known: BoolArray
+    n_sites: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PopulationProfile:
+    """Means of the other sites' patient shares, voxel by voxel; fields as in `VoxelProfile`."""
+
+    share: FloatArray
+    v_share: FloatArray
+    known: BoolArray
+    n_sites: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hole:
+    """A voxel that falls short of what the other sites let expect.
+
+    Attributes
+    ----------
+    voxel : int
+        Flat index.
+    expected : float
+        Samples (positive ones, or patients in a population hole) the site should have there.
+    observed : int
+        Samples it has.
+    z : float
+        Shortfall in standard errors; above 0.
+    status : str
+        ``"confirmed"`` (z at least 2) or ``"suspected"`` (among the first three).
+    """
+
+    voxel: int
+    expected: float
+    observed: int
+    z: float
+    status: Status
+
+
+def hole_profile(others: Sequence[GridStatistics], min_others: int = 2) -> VoxelProfile:
+    """Average what the other sites reported about a grid.
+
+    Parameters
+    ----------
+    others : sequence of GridStatistics
+        Reports of one grid under one dictionary, without the site the profile is for.
+    min_others : int
+        Sites that must have reported a voxel, at least 2: the mean of one would be that site's own
+        report, and has no standard error.
+
+    Returns
+    -------
+    VoxelProfile
+
+    Raises
+    ------
+    GridError
+        If there is no report, `min_others` is below 2, or the reports differ in their voxels.
+    """
+    n_voxels = _check_others(others, min_others)
+    f, v_f, known = _mean_over_sites([site.positive_share for site in others], min_others)
+    o, v_o, has_odds = _mean_over_sites([site.relative_odds for site in others], min_others)
+    return VoxelProfile(
+        f=f,
+        v_f=v_f,
+        o=np.where(has_odds, o, np.ones(n_voxels)),
+        v_o=v_o,
+        known=known,
+        n_sites=len(others),
+    )
+
+
+def population_profile(others: Sequence[GridStatistics], min_others: int = 2) -> PopulationProfile:
+    """Average the other sites' patient shares; arguments and errors as for `hole_profile`."""
+    _check_others(others, min_others)
+    share, v_share, known = _mean_over_sites([site.patient_share for site in others], min_others)
+    return PopulationProfile(share=share, v_share=v_share, known=known, n_sites=len(others))
+
+
+def find_holes(profile: VoxelProfile, positives: IntArray, negatives: IntArray) -> list[Hole]:
+    """Find the voxels of one grid in which the site lacks positive samples.
+
+    Parameters
+    ----------
+    profile : VoxelProfile
+        Of the other sites.
+    positives, negatives : ndarray of shape (n_voxels,)
+        The site's own true counts.
+
+    Returns
+    -------
+    list of Hole
+        Confirmed and suspected ones, the largest z first. A site that looks at several grids passes
+        the lists through `rank_holes`, because "among the first three" is meant per site.
+
+    Raises
+    ------
+    GridError
+        If counts and profile differ in their voxels.
+
+    Notes
+    -----
+    With P and N the site's totals over the grid: ``E1 = P f``, what the others' share of positives
+    lets expect; ``E2 = N(c) o P / N``, what the site's own negatives there let expect (its positives
+    cannot, they are what may be missing). ``E = min(E1, E2)``, because a voxel is short of positives
+    only if both say so: where a site simply has few patients of a kind, E2 is small.
+    ``z = (E - P(c)) / sqrt(E + 1/2 + V)``: Poisson variance of the count, a continuity term that
+    keeps voxels without expectation from winning, and V, the squared standard error of the profile
+    belonging to the smaller, in counts.
+    """
+    _check_counts(len(profile.f), positives, negatives)
+    total_positives, total_negatives = float(positives.sum()), float(negatives.sum())
+    if total_positives == 0 or total_negatives == 0:
+        # Without both labels there is no rate to compare; doctor reports such a table.
+        return []
+    by_share = total_positives * profile.f
+    per_odds = negatives * (total_positives / total_negatives)
+    by_odds = per_odds * profile.o
+    is_share = by_share <= by_odds
+    expected = np.where(is_share, by_share, by_odds)
+    variance = np.where(is_share, total_positives**2 * profile.v_f, per_odds**2 * profile.v_o)
+    return _ranked(expected, positives, variance, profile.known)
+
+
+def population_holes(
+    profile: PopulationProfile, positives: IntArray, negatives: IntArray
+) -> list[Hole]:
+    """Find kinds of patients that the other sites have and this one practically lacks.
+
+    `find_holes` is blind to them by construction (no negatives, so E2 is 0), and a transfer of
+    positives does not mend them: they are reported apart.
+
+    Parameters
+    ----------
+    profile : PopulationProfile
+    positives, negatives : ndarray of shape (n_voxels,)
+        The site's own true counts.
+
+    Returns
+    -------
+    list of Hole
+        Voxels with at most a tenth of the patients expected, the largest z first; status as for
+        `find_holes`.
+
+    Raises
+    ------
+    GridError
+        If counts and profile differ in their voxels.
+    """
+    _check_counts(len(profile.share), positives, negatives)
+    counts = positives + negatives
+    total = float(counts.sum())
+    expected = total * profile.share
+    is_absent = profile.known & (counts <= ABSENT_SHARE * expected)
+    return _ranked(expected, counts, total**2 * profile.v_share, is_absent)
+
+
+def rank_holes(by_grid: Mapping[str, Sequence[Hole]]) -> list[tuple[str, Hole]]:
+    """Rank the holes of all a site's grids together.
+
+    Parameters
+    ----------
+    by_grid : mapping of grid name to holes
+        From `find_holes` (or all from `population_holes`).
+
+    Returns
+    -------
+    list of (grid name, Hole)
+        The largest z first; suspected ones only if they are among the site's first three.
+    """
+    pairs = [(grid, hole) for grid, holes in by_grid.items() for hole in holes]
+    pairs.sort(key=lambda pair: -pair[1].z)
+    return [
+        pair for i, pair in enumerate(pairs) if i < N_SUSPECTED or pair[1].status == "confirmed"
+    ]
+
+
+def _odds(rate: FloatArray) -> FloatArray:
+    clipped = np.clip(rate, MIN_RATE, 1 - MIN_RATE)
+    return clipped / (1 - clipped)
+
+
+def _check_others(others: Sequence[GridStatistics], min_others: int) -> int:
+    if min_others < 2:
+        raise GridError(f"a profile needs at least 2 other sites, not {min_others}")
+    sizes = {len(site.density) for site in others}
+    if len(sizes) != 1:
+        raise GridError(
+            f"reports with {sorted(sizes)} voxels cannot be averaged; "
+            "expected one or more reports of the same grid"
+        )
+    return sizes.pop()
+
+
+def _check_counts(n_voxels: int, positives: IntArray, negatives: IntArray) -> None:
+    if positives.shape != (n_voxels,) or negatives.shape != (n_voxels,):
+        raise GridError(
+            f"counts of shape {positives.shape} and {negatives.shape} against a profile of "
+            f"{n_voxels} voxels; expected the same grid"
+        )
+
+
+def _mean_over_sites(
+    per_site: Sequence[FloatArray], min_others: int
+) -> tuple[FloatArray, FloatArray, BoolArray]:
+    """Mean, squared standard error and whether enough sites are known; NaN marks unknown."""
+    stacked = np.stack(per_site)
+    is_number = ~np.isnan(stacked)
+    n = is_number.sum(axis=0)
+    known = n >= min_others
+    divisor = np.where(known, n, 2)
+    filled = np.where(is_number, stacked, 0.0)
+    mean = filled.sum(axis=0) / divisor
+    squares = np.where(is_number, (stacked - mean) ** 2, 0.0).sum(axis=0)
+    variance = squares / (divisor - 1) / divisor
+    return np.where(known, mean, 0.0), np.where(known, variance, 0.0), known
+
+
+def _ranked(
+    expected: FloatArray, observed: IntArray, variance: FloatArray, eligible: BoolArray
+) -> list[Hole]:
+    z = (expected - observed) / np.sqrt(expected + 0.5 + variance)
+    order = [int(i) for i in np.argsort(-z, kind="stable")]
+    candidates = [i for i in order if eligible[i] and z[i] > 0 and expected[i] >= MIN_EXPECTED]
+    holes = [
+        Hole(
+            voxel=i,
+            expected=float(expected[i]),
+            observed=int(observed[i]),
+            z=float(z[i]),
+            status="confirmed" if z[i] >= CONFIRMED_Z else "suspected",
+        )
+        for i in candidates
+    ]
+    return [hole for i, hole in enumerate(holes) if i < N_SUSPECTED or hole.status == "confirmed"]
