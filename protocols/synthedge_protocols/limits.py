@@ -1,0 +1,73 @@
+"""Bounds on what a peer may make this process hold or wait for."""
+
+from dataclasses import dataclass, fields
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Bounds on what a peer may make this process hold or wait for.
+
+    Sizes are in bytes, times in seconds. Every bound is inclusive.
+
+    Attributes
+    ----------
+    message_bytes : int
+        One gRPC message, one signed statement.
+    chunk_bytes : int
+        Data in one upload or download chunk, and plaintext of one sealed chunk. 512 KiB to 1 MiB
+        gave the highest throughput over gRPC; smaller ones lose up to seven eighths of it.
+    ciphertext_bytes : int
+        One sealed transfer. The stream format itself ends at 2**32 chunks.
+    payload_bytes : int
+        One transfer's payload after decompression: it is held in memory.
+    text_bytes : int
+        A reason or name that a peer wrote, UTF-8.
+    grids, voxels_per_grid, axes_per_grid, features : int
+        Of one gap report or request.
+    rows_per_transfer : int
+        Samples in one transfer.
+    sites : int
+        Of one consortium.
+    inbox_batch : int
+        Inbox messages sent before the reader's sequence number is looked at again.
+    statements_per_site : int
+        Statements of one site that the coordinator keeps undelivered.
+    call_timeout_s : float
+        Deadline of every unary call.
+    stream_idle_s : float
+        A stream that moved nothing for so long is ended.
+    clock_skew_s : float
+        How far ahead of this process's clock a peer's may be.
+
+    Raises
+    ------
+    ValueError
+        If a bound is not positive, or a chunk does not fit into a message.
+    """
+
+    message_bytes: int = 1_048_576
+    chunk_bytes: int = 524_288
+    ciphertext_bytes: int = 4 * 1024**3
+    payload_bytes: int = 256 * 1024**2
+    text_bytes: int = 2_000
+    grids: int = 3
+    voxels_per_grid: int = 216
+    axes_per_grid: int = 3
+    features: int = 512
+    rows_per_transfer: int = 100_000
+    sites: int = 10_000
+    inbox_batch: int = 64
+    statements_per_site: int = 10_000
+    call_timeout_s: float = 10.0
+    stream_idle_s: float = 60.0
+    clock_skew_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not getattr(self, field.name) > 0:
+                raise ValueError(f"limit {field.name} must be positive")
+        # Room for the other fields of a chunk message.
+        if self.chunk_bytes + 1024 > self.message_bytes:
+            raise ValueError("chunk_bytes must leave 1024 bytes of message_bytes for the envelope")
