@@ -1,8 +1,8 @@
 """Holes: voxels where other sites have positive samples and this one has none, or hardly any.
 
-A complete hole cannot be seen in a site's own data, and the coordinator cannot compute it either, since
-reports hold no totals. So the coordinator publishes a profile, the leave-one-out mean of the other
-sites' reports, and the site compares it with its own true counts.
+A complete hole cannot be seen in a site's own data, and the coordinator cannot compute it either,
+since reports hold no totals. So the coordinator publishes a profile, the leave-one-out mean of the
+other sites' reports, and the site compares it with its own true counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from synthedge_core.errors import GridError
 from synthedge_core.frame import BoolArray, FloatArray
 from synthedge_core.grids import IntArray
 
-# A published positive rate of exactly 0 or 1 has no finite odds. The voxels of a named grid hold some
-# 25 patients at the sites this is for (200 to 300 patients, at most 12 voxels), and half a patient
-# among 25 is the least a rate can be resolved to: the correction Haldane and Anscombe (both 1956) add
-# to the counts themselves, which the coordinator does not have. Nothing hangs on it: with 0.001 to
-# 0.05 a carved voxel of the diabetes data comes first equally often, since E1 takes over from
-# extreme odds.
+# A published positive rate of exactly 0 or 1 has no finite odds. The voxels of a named grid hold
+# some 25 patients at the sites this is for (200 to 300 patients, at most 12 voxels), and half a
+# patient among 25 is the least a rate can be resolved to: the correction that Haldane and Anscombe
+# (both 1956) add to the counts themselves, which the coordinator does not have. Nothing hangs on
+# it: with 0.001 to 0.05 a carved voxel of the diabetes data comes first equally often, since E1
+# takes over from extreme odds.
 MIN_RATE: Final = 0.02
 CONFIRMED_Z: Final = 2.0
 N_SUSPECTED: Final = 3
@@ -57,8 +57,8 @@ class GridStatistics:
     def positive_share(self) -> FloatArray:
         """Share of the site's positive samples in each voxel, shape (n_voxels,); NaN if unknown.
 
-        ``density * positive_rate / (n_voxels * grid_positive_rate)``. A site without positives has no
-        shares at all.
+        ``density * positive_rate / (n_voxels * grid_positive_rate)``. A site without positives has
+        no shares at all.
         """
         if self.grid_positive_rate <= 0:
             return np.full(self.density.shape, np.nan)
@@ -205,9 +205,9 @@ def find_holes(profile: VoxelProfile, positives: IntArray, negatives: IntArray) 
     Notes
     -----
     With P and N the site's totals over the grid: ``E1 = P f``, what the others' share of positives
-    lets expect; ``E2 = N(c) o P / N``, what the site's own negatives there let expect (its positives
-    cannot, they are what may be missing). ``E = min(E1, E2)``, because a voxel is short of positives
-    only if both say so: where a site simply has few patients of a kind, E2 is small.
+    lets expect; ``E2 = N(c) o P / N``, what the site's own negatives there let expect (its
+    positives cannot, they are what may be missing). ``E = min(E1, E2)``, because a voxel is short
+    of positives only if both say so: where a site has few patients of a kind, E2 is small.
     ``z = (E - P(c)) / sqrt(E + 1/2 + V)``: Poisson variance of the count, a continuity term that
     keeps voxels without expectation from winning, and V, the squared standard error of the profile
     belonging to the smaller, in counts.
