@@ -5,7 +5,7 @@ All functions take the time as an argument: nothing here reads a clock.
 
 import ipaddress
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -214,7 +214,7 @@ def site_of(
     except verification.VerificationError:
         raise IdentityError(
             f"the client certificate is not one of consortium '{consortium}' in force at "
-            f"{now:%Y-%m-%d %H:%M} UTC; run 'synthedge site doctor'"
+            f"{now.astimezone(UTC):%Y-%m-%d %H:%M} UTC; run 'synthedge site doctor'"
         ) from None
     uris = [s.value for s in subjects if isinstance(s, x509.UniformResourceIdentifier)]
     site = uris[0].removeprefix(_site_uri(consortium, "")) if len(uris) == 1 else ""

@@ -182,25 +182,28 @@ TRANSITIONS: tuple[Transition, ...] = tuple(
         _step("SEALED", Event.CANCEL, State.CANCELLED, _D, "steward", _AT_D),
         # The donor's site found a consent lost once the upload had begun: the key must stay
         # unreleased, or, if the recipient was faster, it deletes what it opened.
-        _step("APPROVED RELAYED DELIVERED", Event.REVOKE, State.REVOKED, _D, "site"),
+        _step("APPROVED RELAYED", Event.REVOKE, State.REVOKED, _D, "site"),
+        _step("DELIVERED", Event.REVOKE, State.REVOKED, _D, "site", _AT_RC),
         _step("SEALED", Event.REVOKE, State.REVOKED, _D, "site", _AT_D),
         # Rules: a time limit passed; a site was suspended, revoked, left or vanished.
         _step(
-            "PROPOSED REQUESTED APPROVED RELAYED DELIVERED",
+            "PROPOSED REQUESTED APPROVED RELAYED",
             Event.EXPIRE,
             State.EXPIRED,
             _C,
             "nobody",
             timed=True,
         ),
+        _step("DELIVERED", Event.EXPIRE, State.EXPIRED, _C, "nobody", _AT_RC, timed=True),
         _step("PREPARED SEALED", Event.EXPIRE, State.EXPIRED, _C, "nobody", _AT_D),
         _step(
-            "PROPOSED REQUESTED APPROVED RELAYED DELIVERED ACTIVE",
+            "PROPOSED REQUESTED APPROVED RELAYED ACTIVE",
             Event.REVOKE,
             State.REVOKED,
             _C,
             "nobody",
         ),
+        _step("DELIVERED", Event.REVOKE, State.REVOKED, _C, "nobody", _AT_RC),
         _step("PREPARED SEALED", Event.REVOKE, State.REVOKED, _C, "nobody", _AT_D),
     )
 )

@@ -23,13 +23,14 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from synthedge_protocols.errors import UnavailableError
 
-__all__ = ["Writer", "sqlite_engine"]
+__all__ = ["WRITES", "Writer", "sqlite_engine"]
 
 T = TypeVar("T")
 
 _MAX_GROUP = 256
 _BUSY_TIMEOUT_MS = 10_000
-_WRITES = "synthedge_writes"
+WRITES = "synthedge_writes"
+"""Execution option of a connection whose transactions take the write lock at once."""
 
 
 def sqlite_engine(path: Path) -> Engine:
@@ -76,7 +77,7 @@ def sqlite_engine(path: Path) -> Engine:
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         # Only the writer takes the write lock at once; a reader must never wait for it.
-        immediate = connection.get_execution_options().get(_WRITES, False)
+        immediate = connection.get_execution_options().get(WRITES, False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
     return engine
@@ -154,7 +155,7 @@ class Writer:
     def _commit(self, group: list["_Work[Any]"]) -> None:
         try:
             with self._engine.connect() as plain:
-                connection = plain.execution_options(**{_WRITES: True})
+                connection = plain.execution_options(**{WRITES: True})
                 with connection.begin():
                     for work in group:
                         work.run(connection)

@@ -481,7 +481,7 @@ Global___Receipt: _TypeAlias = Receipt  # noqa: Y015
 
 @_typing.final
 class Ending(_message.Message):
-    """type "ending": declined, cancelled or revoked, signed by who ends it"""
+    """type "ending": declined, cancelled, revoked or purged, signed by who ends it"""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -490,7 +490,7 @@ class Ending(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     transfer_id: _builtins.bytes
     state: _builtins.str
-    """DECLINED, CANCELLED, EXPIRED, REVOKED"""
+    """DECLINED, CANCELLED, REVOKED, PURGED; EXPIRED is the coordinator's to say"""
     reason: _builtins.str
     def __init__(
         self,
