@@ -1,0 +1,168 @@
+"""The one connection of a site to its coordinator: gRPC over TLS 1.3 with the site's certificate.
+
+Sites never listen. Every call has a deadline; every error of the wire becomes one of `ProtocolError`'s kinds.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+# Before grpc is imported: with an ECDSA certificate this leaves no TLS 1.2 suite, so only TLS 1.3 can be spoken.
+os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc would log its own lines to stderr
+
+import grpc
+
+from synthedge_protocols.errors import (
+    ERROR_NAME_KEY,
+    DeadlineError,
+    ProtocolError,
+    UnavailableError,
+    from_status,
+)
+from synthedge_protocols.limits import Limits
+from synthedge_protocols.tokens import EnrolmentToken
+from synthedge_protocols.v1 import coordinator_pb2 as wire
+from synthedge_protocols.v1 import statements_pb2 as pb
+from synthedge_protocols.v1.coordinator_pb2_grpc import CoordinatorStub, EnrolmentStub
+
+LIMITS = Limits()
+TRANSFER_TIMEOUT_S = 3_600.0
+# Clouds drop idle TCP after about four minutes.
+_OPTIONS = [
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_receive_message_length", LIMITS.message_bytes),
+    ("grpc.max_send_message_length", LIMITS.message_bytes),
+    ("grpc.enable_retries", 0),
+]
+
+
+@contextmanager
+def _as_protocol_errors(address: str) -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise _translated(error, address) from None
+
+
+def _translated(error: grpc.RpcError, address: str) -> ProtocolError:
+    """The coordinator's own refusal, or what a user can do about a connection that failed."""
+    code, details = error.code(), error.details()
+    # The stubs describe metadata as a tuple of pairs that cannot be unpacked; it is plain pairs.
+    metadata = cast("list[tuple[str, str | bytes]]", list(error.trailing_metadata() or ()))
+    if code is grpc.StatusCode.UNAVAILABLE and ERROR_NAME_KEY not in dict(metadata):
+        return UnavailableError(
+            f"the coordinator at {address} was not reached, or TLS failed; check that it runs, that this site's "
+            "certificate is of its consortium and in force, and run 'synthedge site doctor'"
+        )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineError(f"the coordinator at {address} did not answer in time; try again")
+    return from_status(code, details, metadata)
+
+
+def enrol(token: EnrolmentToken, request: wire.EnrolRequest) -> wire.EnrolResponse:
+    """Ask the coordinator of a token for a certificate.
+
+    Raises
+    ------
+    IdentityError
+        If the token is wrong, used, expired, or the server is not the token's coordinator.
+    UnavailableError, DeadlineError
+        If it cannot be reached.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    root = x509.load_der_x509_certificate(token.ca_certificate).public_bytes(Encoding.PEM)
+    credentials = grpc.ssl_channel_credentials(root_certificates=root)
+    address = token.enrolment_address
+    with (
+        grpc.secure_channel(address, credentials, options=_OPTIONS) as channel,
+        _as_protocol_errors(address),
+    ):
+        response: wire.EnrolResponse = EnrolmentStub(channel).Enrol(
+            request, timeout=LIMITS.call_timeout_s
+        )
+        return response
+
+
+class Connection:
+    """Calls of an enrolled site.
+
+    Every method raises UnavailableError, DeadlineError or IdentityError when the coordinator cannot be
+    reached, is too slow or does not accept the site, and the coordinator's own refusal otherwise.
+    """
+
+    def __init__(self, address: str, *, ca: Path, certificate: Path, key_pem: bytes) -> None:
+        """Prepare the channel; it connects with the first call."""
+        self._address = address
+        credentials = grpc.ssl_channel_credentials(
+            root_certificates=ca.read_bytes(),
+            private_key=key_pem,
+            certificate_chain=certificate.read_bytes(),
+        )
+        self._channel = grpc.secure_channel(address, credentials, options=_OPTIONS)
+        self._stub = CoordinatorStub(self._channel)
+
+    def close(self) -> None:
+        """End every call and stream."""
+        self._channel.close()
+
+    def submit(self, signed: pb.SignedStatement) -> wire.SubmitReceipt:
+        """Hand over one signed statement; the same bytes may be handed over again."""
+        with _as_protocol_errors(self._address):
+            return self._stub.Submit(signed, timeout=LIMITS.call_timeout_s)
+
+    def inbox(self, after: int, *, follow: bool) -> Iterator[wire.InboxMessage]:
+        """Messages after a sequence number; with `follow` the stream stays open for new ones."""
+        timeout = None if follow else LIMITS.call_timeout_s
+        with _as_protocol_errors(self._address):
+            yield from self._stub.Inbox(
+                wire.InboxRequest(after=after, follow=follow), timeout=timeout
+            )
+
+    def directory(self) -> wire.Directory:
+        """The keys of all sites."""
+        with _as_protocol_errors(self._address):
+            return self._stub.GetDirectory(wire.DirectoryRequest(), timeout=LIMITS.call_timeout_s)
+
+    def dictionary(self) -> wire.DictionaryDocument:
+        """The consortium's current dictionary."""
+        with _as_protocol_errors(self._address):
+            return self._stub.GetDictionary(wire.DictionaryRequest(), timeout=LIMITS.call_timeout_s)
+
+    def upload_progress(self, transfer_id: bytes) -> wire.UploadProgress:
+        """How many sealed bytes the coordinator holds for good."""
+        with _as_protocol_errors(self._address):
+            return self._stub.GetUpload(
+                wire.UploadQuery(transfer_id=transfer_id), timeout=LIMITS.call_timeout_s
+            )
+
+    def upload(
+        self, transfer_id: bytes, chunks: Iterator[tuple[int, bytes]]
+    ) -> wire.UploadProgress:
+        """Send sealed bytes from an offset on."""
+        messages = (
+            wire.UploadChunk(transfer_id=transfer_id, offset=offset, data=data)
+            for offset, data in chunks
+        )
+        with _as_protocol_errors(self._address):
+            return self._stub.Upload(messages, timeout=TRANSFER_TIMEOUT_S)
+
+    def download(self, transfer_id: bytes, offset: int) -> Iterator[wire.DownloadChunk]:
+        """Fetch sealed bytes from an offset on."""
+        with _as_protocol_errors(self._address):
+            yield from self._stub.Download(
+                wire.DownloadRequest(transfer_id=transfer_id, offset=offset),
+                timeout=TRANSFER_TIMEOUT_S,
+            )
+
+    def release_key(self, transfer_id: bytes) -> pb.SignedStatement:
+        """Ask for the sealed key: the coordinator's last check that nothing was revoked."""
+        with _as_protocol_errors(self._address):
+            return self._stub.ReleaseKey(
+                wire.KeyRequest(transfer_id=transfer_id), timeout=LIMITS.call_timeout_s
+            )

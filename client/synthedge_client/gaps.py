@@ -1,0 +1,196 @@
+"""This site's gaps: its own true counts against the other sites' profile, with the coordinator's proposals.
+
+The comparison happens here and stays here: nobody learns which gaps a site found before a steward asks.
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import sqlalchemy as sa
+
+from synthedge_client import store
+from synthedge_client.site import Site
+from synthedge_client.site_table import SiteTable, load_site_table
+from synthedge_core.errors import RefusedError, UsageError
+from synthedge_core.grids import NamedGrid, count
+from synthedge_core.holes import Hole, VoxelProfile, find_holes, rank_holes
+from synthedge_protocols.v1 import coordinator_pb2 as wire
+
+HintT = TypeVar("HintT", wire.HoleProfile, wire.Proposals)
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """A donor the coordinator proposes for one voxel."""
+
+    donor: str
+    donor_voxel: int
+    similarity: float
+    rank: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A voxel that falls short of what the other sites let expect.
+
+    Attributes
+    ----------
+    grid, voxel
+        Where; `voxel` is the flat index.
+    label : str
+        Where, in words.
+    status : str
+        ``confirmed`` or ``suspected``.
+    expected : float
+        Positive patients this site should have there.
+    observed : int
+        Positive patients it has; stays at the site.
+    z : float
+        Shortfall in standard errors.
+    proposals : list of Proposed
+        Best first.
+    """
+
+    grid: str
+    voxel: int
+    label: str
+    status: str
+    expected: float
+    observed: int
+    z: float
+    proposals: list[Proposed]
+
+    @property
+    def id(self) -> str:
+        """What a steward types."""
+        return f"{self.grid}/{self.voxel}"
+
+    @property
+    def deficit(self) -> int:
+        """Positive patients that are missing, at least 1."""
+        return max(1, round(self.expected - self.observed))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return (
+            {"id": self.id, "deficit": self.deficit}
+            | {
+                name: getattr(self, name)
+                for name in ("grid", "voxel", "label", "status", "expected", "observed", "z")
+            }
+            | {"proposals": [vars(p) for p in self.proposals]}
+        )
+
+
+def list_gaps(site: Site, table: SiteTable | None = None) -> list[Gap]:
+    """The site's holes, worst first; empty until a profile of the other sites has arrived."""
+    profile = _hint(site, "profile", wire.HoleProfile)
+    if profile is None:
+        return []
+    table = table or load_site_table(site.settings, site.dictionary)
+    proposals = _hint(site, "proposals", wire.Proposals) or wire.Proposals()
+    first = table.first_row_of_patient
+    holes: dict[str, list[Hole]] = {}
+    for grid_profile in profile.grids:
+        grid = site.grid(grid_profile.grid)
+        counts = count(grid, table.values[first], table.positive[first])
+        holes[grid.name] = find_holes(
+            _voxel_profile(grid_profile), counts.positives, counts.negatives
+        )
+    return [
+        Gap(
+            grid=name,
+            voxel=hole.voxel,
+            label=site.grid(name).label(hole.voxel),
+            status=hole.status,
+            expected=hole.expected,
+            observed=hole.observed,
+            z=hole.z,
+            proposals=_proposed(site.grid(name), hole.voxel, proposals),
+        )
+        for name, hole in rank_holes(holes)
+    ]
+
+
+def find_gap(site: Site, typed: str) -> Gap:
+    """The gap with the id that was typed.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    """
+    for gap in list_gaps(site):
+        if gap.id == typed:
+            return gap
+    raise UsageError(f"there is no gap '{typed}'; see 'synthedge site gaps list'")
+
+
+def choose_donor(site: Site, gap: Gap, donor: str | None) -> Proposed:
+    """The best proposed donor that was not asked for this gap yet, or the one that was named.
+
+    Raises
+    ------
+    RefusedError
+        If nobody is left to ask.
+    """
+    from synthedge_client.transfers import list_transfers, region_of
+
+    with site.store.read() as connection:
+        asked = {
+            (t.peer, t.request.grid, region_of(site, t.request)[1])
+            for t in list_transfers(connection)
+            if t.role == "recipient"
+        }
+    for proposed in gap.proposals:
+        if donor is not None and proposed.donor == donor:
+            return proposed
+        if donor is None and (proposed.donor, gap.grid, proposed.donor_voxel) not in asked:
+            return proposed
+    if donor is not None:
+        raise RefusedError(
+            f"the coordinator does not propose '{donor}' for {gap.label}; see 'gaps list'"
+        )
+    raise RefusedError(
+        f"every site that was proposed for {gap.label} has been asked; wait for new reports, "
+        "or name one again with --donor"
+    )
+
+
+def _hint(site: Site, kind: str, message: type[HintT]) -> HintT | None:
+    with site.store.read() as connection:
+        blob = connection.execute(
+            sa.select(store.hints.c.message).where(
+                (store.hints.c.dictionary_digest == site.dictionary.digest)
+                & (store.hints.c.kind == kind)
+            )
+        ).scalar_one_or_none()
+    return None if blob is None else message.FromString(blob)
+
+
+def _voxel_profile(profile: wire.GridProfile) -> VoxelProfile:
+    return VoxelProfile(
+        f=np.array([v.positive_share for v in profile.voxels]),
+        v_f=np.array([v.positive_share_var for v in profile.voxels]),
+        o=np.array([v.odds_ratio for v in profile.voxels]),
+        v_o=np.array([v.odds_ratio_var for v in profile.voxels]),
+        known=np.array([v.known for v in profile.voxels], dtype=np.bool_),
+        n_sites=profile.n_sites,
+    )
+
+
+def _proposed(grid: NamedGrid, voxel: int, proposals: wire.Proposals) -> list[Proposed]:
+    found = [
+        Proposed(
+            donor=p.donor,
+            donor_voxel=grid.flat_of(tuple(p.donor_voxel)),
+            similarity=p.similarity,
+            rank=p.rank,
+            reason=p.reason,
+        )
+        for p in proposals.proposals
+        if p.grid == grid.name and grid.flat_of(tuple(p.voxel)) == voxel
+    ]
+    return sorted(found, key=lambda p: p.rank)

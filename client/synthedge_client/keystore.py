@@ -1,0 +1,210 @@
+"""A site's keys on disk: its own, opened by the site's secret; its stewards', opened by their passphrases.
+
+Rules
+-----
+* ``keys/site.secret`` opens the statement, HPKE and TLS keys and everything encrypted in the database;
+  it is a file of mode 0600 (a passphrase would keep an unattended agent from starting).
+* A steward's key opens only with the steward's passphrase, so no program decides in a steward's name.
+* A missing, readable-by-others or damaged key file is refused.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from synthedge_client import store
+from synthedge_core.errors import UsageError, VerificationError
+from synthedge_protocols.keys import HpkeKeyPair, StatementKey, TlsKey
+from synthedge_protocols.names import check_name
+from synthedge_protocols.private_files import (
+    PASSPHRASE_COST,
+    read_private_file,
+    write_private_file,
+)
+from synthedge_protocols.statements import sign
+from synthedge_protocols.v1 import statements_pb2 as pb
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from synthedge_client.site import Site
+
+MIN_PASSPHRASE = 8
+STEWARD_DAYS = 365
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True)
+class KeyStore:
+    """The keys an agent works with."""
+
+    folder: Path
+    secret: bytes = field(repr=False)
+    statement: StatementKey
+    hpke: HpkeKeyPair
+    tls: TlsKey
+
+    @property
+    def certificate_file(self) -> Path:
+        """The site's TLS certificate, PEM; there after enrolment."""
+        return self.folder / "tls.pem"
+
+    @property
+    def ca_file(self) -> Path:
+        """The consortium's CA certificate, PEM; there after enrolment."""
+        return self.folder / "ca.pem"
+
+    @property
+    def certificate_expires(self) -> datetime:
+        """When the TLS certificate ends (UTC)."""
+        return x509.load_pem_x509_certificate(
+            self.certificate_file.read_bytes()
+        ).not_valid_after_utc
+
+    def encrypt(self, data: bytes, context: bytes) -> bytes:
+        """Encrypt for the database; `context` must be given again to decrypt."""
+        nonce = os.urandom(12)
+        return nonce + AESGCM(self._derive(b"at rest")).encrypt(nonce, data, context)
+
+    def decrypt(self, blob: bytes, context: bytes) -> bytes:
+        """Decrypt what `encrypt` wrote.
+
+        Raises
+        ------
+        VerificationError
+            If it was changed, moved to another place, or written under another secret.
+        """
+        try:
+            return AESGCM(self._derive(b"at rest")).decrypt(blob[:12], blob[12:], context)
+        except InvalidTag:
+            raise VerificationError(
+                "a stored record does not open with this site's secret; restore keys and database together"
+            ) from None
+
+    def tag(self, text: str) -> bytes:
+        """A keyed hash: finds the same patient again, tells nobody else anything."""
+        return hmac.digest(self._derive(b"tag"), text.encode(), hashlib.sha256)
+
+    def _derive(self, purpose: bytes) -> bytes:
+        return HKDF(
+            algorithm=SHA256(), length=32, salt=None, info=b"synthedge site " + purpose
+        ).derive(self.secret)
+
+
+def create_keys(folder: Path) -> KeyStore:
+    """Make all keys of a new site in an empty folder of mode 0700."""
+    folder.mkdir(mode=0o700, parents=True)
+    secret = secrets.token_bytes(32)
+    keys = KeyStore(
+        folder, secret, StatementKey.generate(), HpkeKeyPair.generate(), TlsKey.generate()
+    )
+    write_private_file(folder / "site.secret", secret)
+    keys.statement.save(folder / "statement.key", secret)
+    keys.hpke.save(folder / "hpke.key", secret)
+    keys.tls.save(folder / "tls.key", secret)
+    return keys
+
+
+def load_keys(folder: Path) -> KeyStore:
+    """Open a site's keys.
+
+    Raises
+    ------
+    IdentityError
+        If a key file is missing, damaged, or readable by others.
+    """
+    secret = read_private_file(folder / "site.secret")
+    return KeyStore(
+        folder,
+        secret,
+        StatementKey.load(folder / "statement.key", secret),
+        HpkeKeyPair.load(folder / "hpke.key", secret),
+        TlsKey.load(folder / "tls.key", secret),
+    )
+
+
+@dataclass(frozen=True)
+class Steward:
+    """A steward whose key was opened for one command."""
+
+    name: str
+    key: StatementKey = field(repr=False)
+
+    def sign(self, site: "Site", payload: "Message") -> pb.SignedStatement:
+        """Sign a decision, with the site's certificate of this steward's key."""
+        now = store.now_ms()
+        certificate = site.sign(
+            pb.StewardCertificate(
+                steward=self.name,
+                public_key=self.key.public_bytes,
+                not_before_ms=now - _DAY_MS,
+                not_after_ms=now + STEWARD_DAYS * _DAY_MS,
+            ),
+        )
+        return sign(
+            self.key,
+            payload,
+            consortium=site.consortium,
+            site=site.settings.id,
+            dictionary_digest=bytes.fromhex(site.dictionary.digest),
+            issued_at_ms=now,
+            certificate=certificate,
+        )
+
+
+def add_steward(keys: Path, name: str, passphrase: bytes) -> str:
+    """Make a steward's key; return its fingerprint.
+
+    Raises
+    ------
+    UsageError
+        If the passphrase is short or the steward exists.
+    MalformedError
+        If the name is not of lower-case letters, digits and hyphens.
+    """
+    check_name("steward", name)
+    if len(passphrase) < MIN_PASSPHRASE:
+        raise UsageError(
+            f"the passphrase has {len(passphrase)} characters, expected at least {MIN_PASSPHRASE}"
+        )
+    folder = keys / "stewards"
+    path = folder / f"{name}.key"
+    if path.exists():
+        raise UsageError(f"steward '{name}' exists; choose another name")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    key = StatementKey.generate()
+    key.save(path, passphrase, cost=PASSPHRASE_COST)
+    return key.fingerprint
+
+
+def list_stewards(keys: Path) -> list[str]:
+    """Names of the site's stewards."""
+    return sorted(path.stem for path in (keys / "stewards").glob("*.key"))
+
+
+def open_steward(keys: Path, name: str, passphrase: bytes) -> Steward:
+    """Open a steward's key.
+
+    Raises
+    ------
+    UsageError
+        If there is no such steward.
+    IdentityError
+        If the passphrase is wrong.
+    """
+    if name not in list_stewards(keys):
+        raise UsageError(
+            f"there is no steward '{name}'; run 'synthedge site steward add {name}' or see 'steward list'"
+        )
+    return Steward(name, StatementKey.load(keys / "stewards" / f"{name}.key", passphrase))

@@ -1,0 +1,181 @@
+"""site.toml: how one hospital keeps its table, checked once and passed down whole."""
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from synthedge_core.errors import TableError
+
+SITE_FILE = "site.toml"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColumnSettings:
+    """How the site keeps one feature of the dictionary.
+
+    ``None`` means: as the dictionary has it (same name, unit and codes).
+    """
+
+    column: str | None = None
+    unit: str | None = None
+    levels: dict[str, str] | None = None
+    missing: tuple[str, ...] = ()
+    absent: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelSettings:
+    """How the site keeps the label; ``None`` means: as the dictionary has it."""
+
+    column: str | None = None
+    positive: tuple[str, ...] | None = None
+    negative: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DisclosureSettings:
+    """Where this site is stricter than the consortium; ``None`` means: not stricter."""
+
+    mode: str | None = None
+    epsilon: float | None = None
+    epsilon_total: float | None = None
+    min_count: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SiteSettings:
+    """One site's folder and its site.toml."""
+
+    folder: Path
+    id: str
+    data: Path
+    patient_id: str
+    consent: str
+    label: LabelSettings = field(default_factory=LabelSettings)
+    columns: dict[str, ColumnSettings] = field(default_factory=dict)
+    disclosure: DisclosureSettings = field(default_factory=DisclosureSettings)
+
+    @property
+    def database(self) -> Path:
+        """The site's state."""
+        return self.folder / "site.db"
+
+    @property
+    def keys(self) -> Path:
+        """The folder of the site's keys."""
+        return self.folder / "keys"
+
+
+def load_settings(folder: Path) -> SiteSettings:
+    """Read and check a site's site.toml.
+
+    Raises
+    ------
+    TableError
+        If there is none, it is no TOML, or a key is unknown, missing or of the wrong kind.
+    """
+    path = folder / SITE_FILE
+    if not path.is_file():
+        raise TableError(
+            f"no {SITE_FILE} in {folder}; run 'synthedge site init' or name the site's folder with --dir"
+        )
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TableError(f"{path} is not valid TOML ({error}); correct it") from None
+    _only(document, {"site", "label", "columns", "disclosure"}, str(path))
+    site = _table(document, "site", path)
+    _only(site, {"id", "data", "patient_id", "consent"}, f"[site] of {path}")
+    for key in ("id", "data", "patient_id", "consent"):
+        if not isinstance(site.get(key), str) or not site[key]:
+            raise TableError(f"[site] of {path} has no text '{key}'; add it")
+    columns = _table(document, "columns", path)
+    return SiteSettings(
+        folder=folder,
+        id=site["id"],
+        data=folder / site["data"],
+        patient_id=site["patient_id"],
+        consent=site["consent"],
+        label=_label(_table(document, "label", path), path),
+        columns={name: _column(name, table, path) for name, table in columns.items()},
+        disclosure=_disclosure(_table(document, "disclosure", path), path),
+    )
+
+
+def _label(table: dict[str, Any], path: Path) -> LabelSettings:
+    where = f"[label] of {path}"
+    _only(table, {"column", "positive", "negative"}, where)
+    return LabelSettings(
+        column=_text(table, "column", where),
+        positive=_codes(table, "positive", where),
+        negative=_codes(table, "negative", where),
+    )
+
+
+def _column(name: str, table: Any, path: Path) -> ColumnSettings:
+    where = f"[columns.{name}] of {path}"
+    if not isinstance(table, dict):
+        raise TableError(f"{where} is no table; write [columns.{name}]")
+    _only(table, {"column", "unit", "levels", "missing", "absent"}, where)
+    levels = table.get("levels")
+    if levels is not None and not (
+        isinstance(levels, dict) and all(isinstance(v, str) for v in levels.values())
+    ):
+        raise TableError(
+            f'levels in {where} must map own codes to the dictionary\'s, {{ "F" = "1" }}'
+        )
+    absent = table.get("absent", False)
+    if not isinstance(absent, bool):
+        raise TableError(f"absent in {where} must be true or false")
+    return ColumnSettings(
+        column=_text(table, "column", where),
+        unit=_text(table, "unit", where),
+        levels=levels,
+        missing=_codes(table, "missing", where) or (),
+        absent=absent,
+    )
+
+
+def _disclosure(table: dict[str, Any], path: Path) -> DisclosureSettings:
+    where = f"[disclosure] of {path}"
+    _only(table, {"mode", "epsilon", "epsilon_total", "min_count"}, where)
+    mode = _text(table, "mode", where)
+    if mode not in (None, "dp", "threshold"):
+        raise TableError(f"mode in {where} is '{mode}', expected 'dp' or 'threshold'")
+    for key in ("epsilon", "epsilon_total", "min_count"):
+        value = table.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise TableError(f"{key} in {where} must be a number")
+    return DisclosureSettings(**table)
+
+
+def _table(document: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    table = document.get(key, {})
+    if not isinstance(table, dict):
+        raise TableError(f"{key} in {path} must be a table, [{key}]")
+    return table
+
+
+def _text(table: dict[str, Any], key: str, where: str) -> str | None:
+    value = table.get(key)
+    if value is not None and not isinstance(value, str):
+        raise TableError(f"{key} in {where} must be text")
+    return value
+
+
+def _codes(table: dict[str, Any], key: str, where: str) -> tuple[str, ...] | None:
+    value = table.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise TableError(f"{key} in {where} must be a list of codes")
+    return tuple(str(code) for code in value)
+
+
+def _only(table: dict[str, Any], known: set[str], where: str) -> None:
+    unknown = sorted(set(table) - known)
+    if unknown:
+        raise TableError(
+            f"unknown key '{unknown[0]}' in {where}; known are {', '.join(sorted(known))}"
+        )

@@ -1,0 +1,237 @@
+"""An opened site: its settings, keys, database and the dictionary it accepted, together."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from synthedge_client import store
+from synthedge_client.keystore import KeyStore, create_keys, load_keys
+from synthedge_client.settings import SITE_FILE, SiteSettings, load_settings
+from synthedge_core.dictionary import Dictionary, parse_dictionary
+from synthedge_core.errors import RefusedError, UsageError
+from synthedge_core.grids import NamedGrid
+from synthedge_protocols.keys import fingerprint, same_fingerprint
+from synthedge_protocols.names import check_name
+from synthedge_protocols.statements import STATEMENT_TYPES, sign, type_name
+from synthedge_protocols.v1 import statements_pb2 as pb
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from synthedge_client.connection import Connection
+
+
+@dataclass(frozen=True)
+class Site:
+    """An enrolled site, opened for one command or for the agent."""
+
+    settings: SiteSettings
+    keys: KeyStore
+    store: store.Store
+
+    @cached_property
+    def _facts(self) -> dict[str, str]:
+        with self.store.read() as connection:
+            names = ("consortium", "address", "dictionary")
+            return {name: store.require_fact(connection, name) for name in names}
+
+    @property
+    def consortium(self) -> str:
+        """The consortium's name."""
+        return self._facts["consortium"]
+
+    @cached_property
+    def dictionary(self) -> Dictionary:
+        """The dictionary this site accepted."""
+        return parse_dictionary(self._facts["dictionary"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the site's statement key."""
+        return self.keys.statement.fingerprint
+
+    def grid(self, name: str) -> NamedGrid:
+        """One of the dictionary's grids."""
+        return NamedGrid(self.dictionary, self.dictionary.grid(name))
+
+    def sign(self, payload: "Message") -> pb.SignedStatement:
+        """Sign a statement with the site's own key."""
+        under = STATEMENT_TYPES[type_name(type(payload))].under_dictionary
+        return sign(
+            self.keys.statement,
+            payload,
+            consortium=self.consortium,
+            site=self.settings.id,
+            dictionary_digest=bytes.fromhex(self.dictionary.digest) if under else b"",
+            issued_at_ms=store.now_ms(),
+        )
+
+    def connect(self) -> "Connection":
+        """Prepare the connection to the coordinator."""
+        from synthedge_client.connection import Connection
+
+        return Connection(
+            self._facts["address"],
+            ca=self.keys.ca_file,
+            certificate=self.keys.certificate_file,
+            key_pem=self.keys.tls.pem(),
+        )
+
+    def peer_public_key(self, connection: sa.Connection, peer: str) -> bytes:
+        """A peer's pinned statement key.
+
+        Raises
+        ------
+        UsageError
+            If this site has never seen that peer.
+        """
+        key: bytes | None = connection.execute(
+            sa.select(store.peers.c.statement_public_key).where(store.peers.c.site == peer)
+        ).scalar_one_or_none()
+        if key is None:
+            raise UsageError(f"site '{peer}' is not known here; see 'synthedge site peers list'")
+        return key
+
+    def require_verified_peer(self, connection: sa.Connection, peer: str) -> None:
+        """Refuse to deal with a peer whose fingerprint nobody compared.
+
+        Raises
+        ------
+        RefusedError
+            If so.
+        """
+        self.peer_public_key(connection, peer)
+        verified = connection.execute(
+            sa.select(store.peers.c.verified_at_ms).where(store.peers.c.site == peer)
+        ).scalar_one()
+        if verified is None:
+            raise RefusedError(
+                f"the key of site '{peer}' was not compared; telephone it, then run "
+                f"'synthedge site peers verify {peer} FINGERPRINT'"
+            )
+
+    def list_peers(self) -> list[dict[str, Any]]:
+        """All known peers with their fingerprints."""
+        with self.store.read() as connection:
+            rows = connection.execute(sa.select(store.peers).order_by(store.peers.c.site)).all()
+        return [
+            {
+                "site": row.site,
+                "fingerprint": fingerprint(row.statement_public_key),
+                "verified": row.verified_at_ms is not None,
+            }
+            for row in rows
+        ]
+
+    def verify_peer(self, peer: str, typed: str) -> None:
+        """Mark a peer's key as compared.
+
+        Raises
+        ------
+        RefusedError
+            If the fingerprints differ.
+        """
+        with self.store.write() as connection:
+            key = self.peer_public_key(connection, peer)
+            if not same_fingerprint(typed, key):
+                raise RefusedError(
+                    f"the coordinator shows {fingerprint(key)} for site '{peer}', not what was typed; "
+                    "if it was typed right, somebody may be in between: transfer nothing and tell the operator"
+                )
+            connection.execute(
+                store.peers.update()
+                .where(store.peers.c.site == peer)
+                .values(verified_at_ms=store.now_ms())
+            )
+            store.record(
+                connection, "peer verified", "steward", peer=peer, fingerprint=fingerprint(key)
+            )
+
+
+@contextmanager
+def open_site(folder: Path) -> Iterator[Site]:
+    """Open a site's folder.
+
+    Raises
+    ------
+    TableError
+        If site.toml is missing or wrong.
+    IdentityError
+        If a key is missing or may be read by others.
+    """
+    settings = load_settings(folder)
+    site = Site(settings, load_keys(settings.keys), store.Store(settings.database))
+    try:
+        yield site
+    finally:
+        site.store.close()
+
+
+def site_fingerprint(folder: Path) -> str:
+    """The fingerprint of a site that need not be enrolled yet."""
+    return load_keys(load_settings(folder).keys).statement.fingerprint
+
+
+def create_site(folder: Path, *, id: str, data: Path, patient_id: str, consent: str) -> str:
+    """Make a site's folder with keys and site.toml; return the fingerprint.
+
+    Raises
+    ------
+    UsageError
+        If there is a site already, or the table is not there.
+    MalformedError
+        If the id is not of lower-case letters, digits and hyphens.
+    """
+    import tomli_w
+
+    check_name("site", id)
+    if (folder / SITE_FILE).exists():
+        raise UsageError(f"{folder} holds a site already; choose another folder")
+    table = data if data.is_absolute() else Path.cwd() / data
+    if not table.is_file():
+        raise UsageError(f"there is no file {data}; name the table of patients with --data")
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    document = {
+        "site": {
+            "id": id,
+            "data": str(table.resolve()),
+            "patient_id": patient_id,
+            "consent": consent,
+        }
+    }
+    try:
+        keys = create_keys(folder / "keys")
+        with store.Store(folder / "site.db").write() as connection:
+            store.record(connection, "site made", "steward", fingerprint=keys.statement.fingerprint)
+        # Last: a folder with a site.toml is a whole site.
+        (folder / SITE_FILE).write_text(_HEADER + tomli_w.dumps(document), encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(folder if made else folder / "keys", ignore_errors=True)
+        raise
+    return keys.statement.fingerprint
+
+
+_HEADER = """\
+# How this hospital keeps its table. Add one table per dictionary feature that differs here:
+#   [columns.chol]
+#   column = "cholesterol"            # own column name
+#   unit = "mmol/L"                   # own unit
+#   missing = ["0", "?"]              # own codes that mean "not measured"
+#   [columns.sex]
+#   levels = { "F" = "1", "M" = "2" } # own code = dictionary code
+#   [columns.ca]
+#   absent = true                     # not recorded here
+#   [label]
+#   column = "heart_disease"
+#   positive = ["yes"]
+#   negative = ["no"]
+# 'synthedge site doctor' lists every problem at once.
+
+"""

@@ -1,0 +1,129 @@
+"""A site's own fill: own rows, the rows it received, and synthetic rows drawn around those, one for one.
+
+The synthetic rows come from a copula on the received rows and the own positives nearest to them: measured, that adds
+to what the received rows bring; without received rows it adds nothing, so a site that received nothing gets no
+synthetic row here.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from synthedge_client import store
+from synthedge_client.received import load_samples
+from synthedge_client.site import Site
+from synthedge_client.site_table import SiteTable, load_site_table
+from synthedge_core.dictionary import Dictionary
+from synthedge_core.errors import UsageError
+from synthedge_core.fill_copula import copula_rows
+from synthedge_core.fill_schema import RowSchema
+from synthedge_core.frame import Frame
+
+FloatArray = NDArray[np.float64]
+
+# How many own positives nearest to the received rows join them, at the most as many as were received.
+OWN_NEAR_SHARE = 0.5
+
+
+def fill_site(site: Site, output: Path, seed: int) -> dict[str, Any]:
+    """Write the filled table.
+
+    Parameters
+    ----------
+    site : Site
+    output : Path
+        A CSV file; replaced only when the new one is complete.
+    seed : int
+        Makes the synthetic rows repeatable.
+
+    Returns
+    -------
+    dict
+        Counts of observed, received and synthetic rows, and notes for the user.
+
+    Raises
+    ------
+    UsageError
+        If the output would replace the site's own table.
+    """
+    if output.resolve() == site.settings.data.resolve():
+        raise UsageError(f"{output} is the site's own table; name another file with --output")
+    table = load_site_table(site.settings, site.dictionary)
+    received = load_samples(site)
+    parts = [table.own.assign(_origin="observed", _donor="")]
+    notes: list[str] = []
+    n_synthetic = 0
+    if len(received):
+        parts.append(received.assign(_origin="received"))
+        near = _neighbourhood(table, received)
+        drawn = copula_rows(
+            near, len(received), RowSchema.of_features(site.dictionary.features), seed=seed
+        )
+        n_synthetic = len(drawn)
+        parts.append(table.to_own_rows(drawn).assign(_origin="synthetic", _donor=""))
+        notes.append(
+            "Synthetic rows are drawn around the received ones; models may leave them out."
+        )
+    else:
+        notes.append(
+            "Nothing was received, so nothing was filled: synthetic rows alone did not help."
+        )
+    filled = pd.concat(parts, ignore_index=True)
+    staged = output.with_name(f".{output.name}.new")
+    filled.to_csv(staged, index=False)
+    staged.replace(output)
+    result = {
+        "output": str(output),
+        "observed": len(table.own),
+        "received": len(received),
+        "synthetic": n_synthetic,
+        "notes": notes,
+    }
+    with site.store.write() as connection:
+        store.record(
+            connection,
+            "filled",
+            "data manager",
+            **{k: result[k] for k in ("received", "synthetic")},
+        )
+    return result
+
+
+def _neighbourhood(table: SiteTable, received: pd.DataFrame) -> FloatArray:
+    """Received rows and the own positives nearest to them, in dictionary units."""
+    values = np.full((len(received), len(table.dictionary.features)), np.nan)
+    for column_map in table.maps:
+        cells = [None if pd.isna(c) else c for c in received[column_map.column].tolist()]
+        values[:, table.dictionary.index(column_map.feature)] = column_map.to_dictionary(cells)
+    return neighbourhood(values, table.values[table.positive], table.dictionary)
+
+
+def neighbourhood(
+    received: FloatArray, positives: FloatArray, dictionary: Dictionary
+) -> FloatArray:
+    """Received rows and the own positives nearest to their middle.
+
+    Parameters
+    ----------
+    received : ndarray of shape (n_received, n_features)
+        Dictionary units.
+    positives : ndarray of shape (n_positives, n_features)
+        The site's own positive rows, dictionary units.
+    dictionary : Dictionary
+
+    Returns
+    -------
+    ndarray of shape (n_near, n_features)
+        `received` first; at least 2 rows whenever there are 2 at all.
+    """
+    frame = Frame(dictionary)
+    z_own, z_received = frame.transform(positives), frame.transform(received)
+    with np.errstate(invalid="ignore"):
+        middle = np.nanmean(np.where(np.isnan(z_received), np.nan, z_received), axis=0)
+    # A missing coordinate says nothing about distance; the reference value stands in for it.
+    distance = np.nansum((z_own - middle) ** 2, axis=1)
+    n_near = max(2, round(OWN_NEAR_SHARE * len(received)))
+    return np.vstack([received, positives[np.argsort(distance, kind="stable")[:n_near]]])

@@ -1,0 +1,328 @@
+"""A hospital's table in the dictionary's terms: own columns, units and codes mapped, every problem counted.
+
+Rules
+-----
+* The file is read; it is never written.
+* A problem names a column and how many rows have it, never a value.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from synthedge_client.consent import has_consent
+from synthedge_client.settings import ColumnSettings, SiteSettings
+from synthedge_client.tables import read_table
+from synthedge_client.units import unit_conversion
+from synthedge_core.dictionary import Dictionary, Feature
+from synthedge_core.errors import TableError
+from synthedge_core.rescale import AffineUnit, Cell, ColumnMap, LevelMap
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something about the table that does not fit.
+
+    Attributes
+    ----------
+    about : str
+        A column, a feature or a file.
+    found : str
+        What, and what to do next; no value.
+    rows : int or None
+        How many rows have it.
+    stops : bool
+        Whether the table cannot be used before it is mended.
+    """
+
+    about: str
+    found: str
+    rows: int | None
+    stops: bool
+
+
+@dataclass(frozen=True)
+class SiteTable:
+    """The site's rows in dictionary terms.
+
+    Attributes
+    ----------
+    own : DataFrame of n_rows rows
+        As the site keeps them.
+    values : ndarray of shape (n_rows, n_features)
+        Dictionary units and level indices; NaN = missing.
+    positive : ndarray of bool, shape (n_rows,)
+    patient_ids : list of str
+    has_consent : ndarray of bool, shape (n_rows,)
+    features : tuple of str
+        The dictionary's features this site has, in its order.
+    maps : tuple of ColumnMap
+        One a feature of `features`.
+    label_column, positive_code
+        Where and how the site writes a positive label.
+    """
+
+    own: pd.DataFrame
+    values: FloatArray
+    positive: BoolArray
+    patient_ids: list[str]
+    has_consent: BoolArray
+    features: tuple[str, ...]
+    maps: tuple[ColumnMap, ...]
+    label_column: str
+    positive_code: str
+    dictionary: Dictionary
+
+    @cached_property
+    def first_row_of_patient(self) -> BoolArray:
+        """Marks one row a patient: counts and transfers are about patients."""
+        return ~pd.Series(self.patient_ids).duplicated().to_numpy()
+
+    def to_own_rows(self, values: FloatArray) -> pd.DataFrame:
+        """Rows of positives in the site's own columns, units and codes.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n_rows, n_features)
+            Dictionary units.
+
+        Returns
+        -------
+        DataFrame
+            The mapped columns and the label; numbers as the site's type of column holds them.
+        """
+        columns: dict[str, list[Cell]] = {}
+        for column_map in self.maps:
+            cells = column_map.to_own(values[:, self.dictionary.index(column_map.feature)]).tolist()
+            if pd.api.types.is_integer_dtype(self.own[column_map.column].dtype):
+                cells = [c if c is None or float(c) % 1 else int(c) for c in cells]
+            columns[column_map.column] = cells
+        columns[self.label_column] = [self.positive_code] * len(values)
+        return pd.DataFrame(columns)
+
+
+def load_site_table(settings: SiteSettings, dictionary: Dictionary) -> SiteTable:
+    """Read and map a site's table.
+
+    Raises
+    ------
+    TableError
+        With the first problem that stops, and how many there are.
+    """
+    table, problems = examine_site_table(settings, dictionary)
+    stopping = [p for p in problems if p.stops]
+    if stopping or table is None:
+        first = stopping[0]
+        more = (
+            f" ({len(stopping) - 1} more; run 'synthedge site doctor')" if len(stopping) > 1 else ""
+        )
+        rows = "" if first.rows is None else f" in {first.rows} rows"
+        raise TableError(f"{first.about}: {first.found}{rows}{more}")
+    return table
+
+
+def examine_site_table(
+    settings: SiteSettings, dictionary: Dictionary
+) -> tuple[SiteTable | None, list[Problem]]:
+    """Map a site's table and list every problem at once.
+
+    Returns
+    -------
+    tuple
+        The table, or None when something stops; all problems.
+
+    Raises
+    ------
+    TableError
+        If the file cannot be read at all.
+    """
+    own = read_table(settings.data)
+    problems = [
+        Problem(
+            f"[columns.{name}]",
+            "the dictionary has no such feature; remove it from site.toml",
+            None,
+            True,
+        )
+        for name in settings.columns
+        if name not in dictionary.feature_names
+    ]
+    maps: list[ColumnMap] = []
+    for feature in dictionary.features:
+        kept_as = settings.columns.get(feature.name, ColumnSettings())
+        if kept_as.absent:
+            continue
+        try:
+            maps.append(_column_map(feature, kept_as, own))
+        except TableError as error:
+            problems.append(Problem(feature.name, str(error), None, True))
+    label_column = settings.label.column or dictionary.target.column
+    for name, what in (
+        (settings.patient_id, "patient_id"),
+        (settings.consent, "consent"),
+        (label_column, "label"),
+    ):
+        if name not in own.columns:
+            problems.append(
+                Problem(
+                    name,
+                    f"no such column for the {what} in {settings.data.name}; correct site.toml",
+                    None,
+                    True,
+                )
+            )
+    if any(p.stops for p in problems):
+        return None, problems
+    values = np.full((len(own), len(dictionary.features)), np.nan)
+    for column_map in maps:
+        cells = _cells(own[column_map.column])
+        unreadable = column_map.unreadable(cells)
+        if unreadable.any():
+            problems.append(_unreadable(column_map, int(unreadable.sum())))
+            continue
+        column = column_map.to_dictionary(cells)
+        feature = dictionary.feature(column_map.feature)
+        problems += _implausible(feature, column)
+        values[:, dictionary.index(feature.name)] = column
+    labels = [_code(cell) for cell in _cells(own[label_column])]
+    positive_codes = settings.label.positive or (dictionary.target.positive,)
+    problems += _label_problems(labels, label_column, positive_codes, settings.label.negative)
+    patient_ids = [_code(cell) for cell in _cells(own[settings.patient_id])]
+    problems += _identity_problems(patient_ids, settings)
+    if any(p.stops for p in problems):
+        return None, problems
+    kept = np.array([bool(label) for label in labels])
+    table = SiteTable(
+        own=own[kept].reset_index(drop=True),
+        values=values[kept],
+        positive=np.array([label in positive_codes for label in labels], dtype=np.bool_)[kept],
+        patient_ids=[p for p, keep in zip(patient_ids, kept, strict=True) if keep],
+        has_consent=has_consent([_code(cell) for cell in _cells(own[settings.consent])])[kept],
+        features=tuple(m.feature for m in maps),
+        maps=tuple(maps),
+        label_column=label_column,
+        positive_code=positive_codes[0],
+        dictionary=dictionary,
+    )
+    return table, problems
+
+
+def _column_map(feature: Feature, column: ColumnSettings, own: pd.DataFrame) -> ColumnMap:
+    name = column.column or feature.name
+    if name not in own.columns:
+        raise TableError(
+            f"no column '{name}' in the table; name it in [columns.{feature.name}] of site.toml, "
+            "or write absent = true"
+        )
+    coding: AffineUnit | LevelMap
+    if feature.levels:
+        if column.unit is not None:
+            raise TableError("a unit is given for a feature with levels; remove it from site.toml")
+        codes = column.levels or {level: level for level in feature.levels}
+        unknown = sorted(set(codes.values()) - set(feature.levels))
+        if unknown:
+            raise TableError(
+                f"level '{unknown[0]}' is none of the dictionary's ({', '.join(feature.levels)}); "
+                f"correct [columns.{feature.name}] of site.toml"
+            )
+        coding = LevelMap({own: feature.levels.index(level) for own, level in codes.items()})
+    else:
+        if column.levels is not None:
+            raise TableError(
+                "levels are given for a feature that has none; remove them from site.toml"
+            )
+        same = column.unit is None or column.unit == feature.unit
+        coding = AffineUnit() if same else unit_conversion(column.unit or "", feature)
+    return ColumnMap(
+        feature=feature.name, column=name, coding=coding, missing=frozenset(column.missing)
+    )
+
+
+def _cells(column: pd.Series) -> list[Cell]:
+    """A column's cells: text, numbers, None where empty."""
+    return [None if pd.isna(cell) else _plain(cell) for cell in column.tolist()]
+
+
+def _plain(cell: object) -> Cell:
+    return float(cell) if isinstance(cell, bool | int | float) else str(cell)
+
+
+def _code(cell: Cell) -> str:
+    """A cell as a code: 1 and 1.0 are the code "1"; empty is ""."""
+    if cell is None:
+        return ""
+    return f"{cell:.15g}" if isinstance(cell, float) else cell.strip()
+
+
+def _unreadable(column_map: ColumnMap, n_rows: int) -> Problem:
+    if isinstance(column_map.coding, LevelMap):
+        found = (
+            f"codes not listed in [columns.{column_map.feature}] levels; list them, or as missing"
+        )
+    else:
+        found = f"neither a number nor a code listed as missing in [columns.{column_map.feature}]"
+    return Problem(f"column '{column_map.column}'", found, n_rows, True)
+
+
+def _implausible(feature: Feature, column: FloatArray) -> list[Problem]:
+    if feature.plausible is None:
+        return []
+    low, high = feature.plausible
+    n_outside = int(((column < low) | (column > high)).sum())
+    if not n_outside:
+        return []
+    found = (
+        f"outside the plausible range {low:g} to {high:g} {feature.unit}: wrong unit, or a code "
+        f"that means missing? Correct [columns.{feature.name}] of site.toml or the file"
+    )
+    return [Problem(f"feature '{feature.name}'", found, n_outside, True)]
+
+
+def _label_problems(
+    labels: list[str],
+    column: str,
+    positive: tuple[str, ...],
+    negative: tuple[str, ...] | None,
+) -> list[Problem]:
+    about = f"label '{column}'"
+    present = set(labels) - {""}
+    problems = []
+    n_empty = labels.count("")
+    if n_empty:
+        problems.append(Problem(about, "empty; these rows are left out", n_empty, False))
+    if negative is None and len(present - set(positive)) > 1:
+        found = (
+            "several codes that are not the positive one; list those that mean negative in [label]"
+        )
+        n_rows = sum(label not in positive and label != "" for label in labels)
+        problems.append(Problem(about, found, n_rows, True))
+    if negative is not None:
+        n_unknown = sum(label not in (*positive, *negative, "") for label in labels)
+        if n_unknown:
+            found = "codes that [label] lists neither as positive nor as negative; list them"
+            problems.append(Problem(about, found, n_unknown, True))
+    if not present & set(positive):
+        found = (
+            f"no row has the positive code ({', '.join(positive)}); correct [label] of site.toml"
+        )
+        problems.append(Problem(about, found, None, True))
+    return problems
+
+
+def _identity_problems(patient_ids: list[str], settings: SiteSettings) -> list[Problem]:
+    about = f"column '{settings.patient_id}'"
+    problems = []
+    n_empty = patient_ids.count("")
+    if n_empty:
+        problems.append(Problem(about, "no patient id; every row needs one", n_empty, True))
+    n_again = len(patient_ids) - len(set(patient_ids))
+    if n_again and not n_empty:
+        found = "a patient id seen before; only each patient's first row is counted and shared"
+        problems.append(Problem(about, found, n_again, False))
+    return problems

@@ -1,0 +1,128 @@
+"""What waits at a site, and for whom: the models behind `status`, `requests list` and `requests show`."""
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from synthedge_client import store
+from synthedge_client.site import Site
+from synthedge_client.site_table import load_site_table
+from synthedge_client.transfers import (
+    Transfer,
+    eligible_rows,
+    find_transfer,
+    list_transfers,
+    region_of,
+)
+from synthedge_protocols.lifecycle import State
+
+# Who has to do something next, by state, from the site's own point of view.
+_WAITS_FOR = {
+    State.REQUESTED: {"donor": "our steward: requests prepare", "recipient": "the donor's steward"},
+    State.PREPARED: {"donor": "our steward: requests approve"},
+    State.APPROVED: {"donor": "our agent", "recipient": "the donor's agent"},
+    State.SEALED: {"donor": "our agent"},
+    State.RELAYED: {"donor": "the recipient's agent", "recipient": "our agent"},
+    State.DELIVERED: {"recipient": "our agent"},
+}
+
+
+def summarise(site: Site) -> dict[str, Any]:
+    """Counts of what waits."""
+    with site.store.read() as connection:
+        transfers = list_transfers(connection)
+        unsent = _count(connection, store.outbox, store.outbox.c.sent_at_ms.is_(None))
+        refused = _count(connection, store.outbox, store.outbox.c.refusal.is_not(None))
+        unverified = _count(connection, store.peers, store.peers.c.verified_at_ms.is_(None))
+        n_peers = _count(connection, store.peers, sa.true())
+        n_hints = _count(connection, store.hints, store.hints.c.kind == "profile")
+        reports_sent = _count(
+            connection,
+            store.outbox,
+            (store.outbox.c.kind == "gap-report") & store.outbox.c.sent_at_ms.is_not(None),
+        )
+    return {
+        "site": site.settings.id,
+        "consortium": site.consortium,
+        "fingerprint": site.fingerprint,
+        "certificate_expires": site.keys.certificate_expires.isoformat(),
+        "peers": n_peers,
+        "peers_unverified": unverified,
+        "outbox_waiting": unsent - refused,
+        "outbox_refused": refused,
+        "reports_sent": reports_sent,
+        "profile_received": n_hints > 0,
+        "waiting_for_us": sum("our steward" in _waits_for(t) for t in transfers),
+        "transfers": {t.short_id: t.state.value for t in transfers},
+    }
+
+
+def _count(connection: sa.Connection, table: sa.Table, where: sa.ColumnElement[bool]) -> int:
+    return int(
+        connection.execute(sa.select(sa.func.count()).select_from(table).where(where)).scalar_one()
+    )
+
+
+def _waits_for(transfer: Transfer) -> str:
+    return _WAITS_FOR.get(transfer.state, {}).get(transfer.role, "")
+
+
+def describe_transfers(site: Site) -> list[dict[str, Any]]:
+    """One entry a transfer, oldest first."""
+    with site.store.read() as connection:
+        transfers = list_transfers(connection)
+    described = []
+    for transfer in transfers:
+        grid, voxel = region_of(site, transfer.request)
+        described.append(
+            {
+                "transfer_id": transfer.id.hex(),
+                "role": transfer.role,
+                "peer": transfer.peer,
+                "region": grid.label(voxel),
+                "rows_asked": transfer.request.rows,
+                "rows": transfer.rows if transfer.rows is not None else transfer.request.rows,
+                "purpose": transfer.request.purpose,
+                "state": transfer.state.value,
+                "reason": transfer.reason or "",
+                "waits_for": _waits_for(transfer),
+            }
+        )
+    return described
+
+
+def describe_request(site: Site, typed: str) -> dict[str, Any]:
+    """Everything a steward weighs before deciding about one request."""
+    with site.store.read() as connection:
+        transfer = find_transfer(connection, typed)
+        peer_verified = connection.execute(
+            sa.select(store.peers.c.verified_at_ms).where(store.peers.c.site == transfer.peer)
+        ).scalar_one()
+        before = connection.execute(
+            sa.select(sa.func.count())
+            .select_from(store.disclosed)
+            .where(
+                (store.disclosed.c.recipient == transfer.peer)
+                & (store.disclosed.c.transfer_id != transfer.id)
+            )
+        ).scalar_one()
+    grid, voxel = region_of(site, transfer.request)
+    request = transfer.request
+    details: dict[str, Any] = {
+        "transfer_id": transfer.id.hex(),
+        "recipient": request.recipient,
+        "donor": request.donor,
+        "keys_compared": "yes" if peer_verified else "NO: run 'peers verify' first",
+        "purpose": request.purpose,
+        "region": f"positive patients, {grid.label(voxel)}",
+        "features": ", ".join(request.features),
+        "rows_asked": request.rows,
+        "retention_days": request.retention_days,
+        "state": transfer.state.value,
+        "waits_for": _waits_for(transfer),
+    }
+    if transfer.role == "donor":
+        table = load_site_table(site.settings, site.dictionary)
+        details["eligible_patients"] = len(eligible_rows(site, table, transfer))
+        details["rows_sent_before"] = before
+    return details

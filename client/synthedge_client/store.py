@@ -1,0 +1,196 @@
+"""A site's state: one SQLite file, changed only in whole transactions.
+
+Every change writes its audit event in the same transaction. Received samples and prepared manifests are kept
+encrypted (see `keystore`); nothing else in the file is about a patient.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from synthedge_core.errors import SynthEdgeError
+from synthedge_protocols.writer import WRITES, sqlite_engine
+
+metadata = sa.MetaData()
+
+facts = sa.Table(
+    "facts",  # what enrolment told: consortium, addresses, dictionary, inbox position
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+)
+peers = sa.Table(
+    "peers",
+    metadata,
+    sa.Column("site", sa.Text, primary_key=True),
+    sa.Column("statement_public_key", sa.LargeBinary, nullable=False),
+    sa.Column("hpke_key", sa.LargeBinary, nullable=False),  # serialised SignedStatement
+    sa.Column("verified_at_ms", sa.Integer),  # NULL until somebody compared fingerprints
+)
+releases = sa.Table(
+    "releases",
+    metadata,
+    sa.Column("release_id", sa.LargeBinary, primary_key=True),
+    sa.Column("dictionary_digest", sa.Text, nullable=False),
+    sa.Column("snapshot", sa.Text, nullable=False),
+    sa.Column("disclosure", sa.Text, nullable=False),
+    sa.Column("epsilon", sa.Float, nullable=False),
+    sa.Column("min_count", sa.Integer, nullable=False),
+    sa.Column("statement", sa.LargeBinary, nullable=False),  # the signed report, byte for byte
+    sa.Column("created_at_ms", sa.Integer, nullable=False),
+    sa.UniqueConstraint("dictionary_digest", "snapshot", "disclosure", "epsilon", "min_count"),
+)
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("statement", sa.LargeBinary, nullable=False),
+    sa.Column("sent_at_ms", sa.Integer),
+    sa.Column("refusal", sa.Text),  # the coordinator's reason, when it will never take it
+)
+inbox = sa.Table(
+    "inbox",
+    metadata,
+    sa.Column("sequence", sa.Integer, primary_key=True),
+    sa.Column("message", sa.LargeBinary, nullable=False),
+    sa.Column("handled_at_ms", sa.Integer),
+)
+hints = sa.Table(
+    "hints",  # the coordinator's latest profile and proposals of each dictionary
+    metadata,
+    sa.Column("dictionary_digest", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("message", sa.LargeBinary, nullable=False),
+)
+transfers = sa.Table(
+    "transfers",
+    metadata,
+    sa.Column("transfer_id", sa.LargeBinary, primary_key=True),
+    sa.Column("role", sa.Text, nullable=False),  # donor | recipient
+    sa.Column("peer", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("request", sa.LargeBinary, nullable=False),  # serialised SignedStatement
+    sa.Column("approval", sa.LargeBinary),
+    sa.Column(
+        "payload", sa.LargeBinary
+    ),  # donor: the manifest and samples, encrypted, until delivered
+    sa.Column("shipment", sa.LargeBinary),
+    sa.Column("rows", sa.Integer),  # prepared, or received
+    sa.Column("reason", sa.Text),
+    sa.Column("created_at_ms", sa.Integer, nullable=False),
+    sa.Column("changed_at_ms", sa.Integer, nullable=False),
+)
+disclosed = sa.Table(
+    "disclosed",  # the donor's ledger: which patient's row left under which token
+    metadata,
+    sa.Column("token", sa.LargeBinary, primary_key=True),
+    sa.Column("transfer_id", sa.LargeBinary, nullable=False),
+    sa.Column("recipient", sa.Text, nullable=False),
+    sa.Column("patient", sa.LargeBinary, nullable=False),  # encrypted local id
+    sa.Column("patient_tag", sa.LargeBinary, nullable=False),  # keyed hash, to find a patient again
+)
+received = sa.Table(
+    "received",
+    metadata,
+    sa.Column("token", sa.LargeBinary, primary_key=True),
+    sa.Column("transfer_id", sa.LargeBinary, nullable=False),
+    sa.Column(
+        "sample", sa.LargeBinary, nullable=False
+    ),  # encrypted, in the site's own units and codes
+    sa.Column(
+        "row_tag", sa.LargeBinary, nullable=False
+    ),  # keyed hash of the row, to refuse it a second time
+)
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at_ms", sa.Integer, nullable=False),
+    sa.Column("what", sa.Text, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),  # a steward, 'agent' or 'coordinator'
+    sa.Column("details", sa.Text, nullable=False),  # JSON; names, counts and digests only
+)
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class Store:
+    """A site's database.
+
+    Rules
+    -----
+    * `write` is one transaction: all of its changes are durable together or none is.
+    * `read` sees one consistent state.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the database, creating its tables when it is new."""
+        self._engine = sqlite_engine(path)
+        metadata.create_all(self._engine)
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """Change the state in one transaction."""
+        with (
+            self._engine.connect().execution_options(**{WRITES: True}) as connection,
+            connection.begin(),
+        ):
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """Look at the state."""
+        with self._engine.connect() as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Release the file."""
+        self._engine.dispose()
+
+
+def record(connection: sa.Connection, what: str, who: str, **details: Any) -> None:
+    """Write an audit event; `details` hold names, counts and digests, never a value."""
+    connection.execute(
+        events.insert().values(
+            at_ms=now_ms(), what=what, who=who, details=json.dumps(details, sort_keys=True)
+        )
+    )
+
+
+def get_fact(connection: sa.Connection, name: str) -> str | None:
+    """One fact, or None before enrolment wrote it."""
+    value: str | None = connection.execute(
+        sa.select(facts.c.value).where(facts.c.name == name)
+    ).scalar_one_or_none()
+    return value
+
+
+def set_fact(connection: sa.Connection, name: str, value: str) -> None:
+    """Set or replace one fact."""
+    connection.execute(facts.delete().where(facts.c.name == name))
+    connection.execute(facts.insert().values(name=name, value=value))
+
+
+def require_fact(connection: sa.Connection, name: str) -> str:
+    """One fact that only an enrolled site has.
+
+    Raises
+    ------
+    SynthEdgeError
+        If the site is not enrolled yet.
+    """
+    value = get_fact(connection, name)
+    if value is None:
+        raise SynthEdgeError(
+            "this site is not enrolled yet; run 'synthedge site enrol --token-file FILE'"
+        )
+    return value

@@ -1,0 +1,78 @@
+"""Units of measurement: from a site's unit to the dictionary's, both written as UCUM text."""
+
+from functools import lru_cache
+from typing import Any
+
+from synthedge_core.dictionary import Feature
+from synthedge_core.errors import TableError
+from synthedge_core.rescale import AffineUnit
+
+
+@lru_cache(maxsize=1)
+def _registry() -> Any:
+    # Half a second, needed only by a site whose units differ.
+    from ucumvert import PintUcumRegistry
+
+    return PintUcumRegistry()
+
+
+def unit_conversion(own_unit: str, feature: Feature) -> AffineUnit:
+    """Find the way from a site's unit to the dictionary's.
+
+    Parameters
+    ----------
+    own_unit : str
+        UCUM text, for example ``mmol/L``.
+    feature : Feature
+        Its molar mass takes amounts of substance to masses.
+
+    Raises
+    ------
+    TableError
+        If a unit is not understood or the two do not measure the same thing.
+    """
+    source, target = (_parse(unit, feature.name) for unit in (own_unit, feature.unit))
+    bridge = _bridge(source, target, feature, own_unit)
+
+    def converted(number: float) -> float:
+        quantity = _registry().Quantity(number * source.magnitude, source.units)
+        return float((quantity * bridge).to(target.units).magnitude / target.magnitude)
+
+    offset = converted(0.0)
+    return AffineUnit(factor=converted(1.0) - offset, offset=offset)
+
+
+def _parse(unit: str, feature: str) -> Any:
+    from ucumvert.parser import InvalidUcumError
+
+    try:
+        quantity = _registry().from_ucum(unit)
+    except InvalidUcumError:
+        quantity = None
+    # An annotation such as {score} parses to a token without a dimension of its own.
+    if not hasattr(quantity, "units"):
+        raise TableError(
+            f"unit '{unit}' is no UCUM unit that can be converted; correct [columns.{feature}] of site.toml"
+        )
+    return quantity
+
+
+def _bridge(source: Any, target: Any, feature: Feature, own_unit: str) -> Any:
+    """What a value must be multiplied by before its dimension is the dictionary's."""
+    if source.is_compatible_with(target):
+        return 1
+    if feature.molar_mass_g_mol is not None:
+        registry = _registry()
+        molar_mass = feature.molar_mass_g_mol * registry.gram / registry.mole
+        for factor in (molar_mass, 1 / molar_mass):
+            if (source * factor).is_compatible_with(target):
+                return factor
+    hint = (
+        ""
+        if feature.molar_mass_g_mol
+        else "; a molar mass in the dictionary may be what is missing"
+    )
+    raise TableError(
+        f"unit '{own_unit}' cannot be converted to '{feature.unit}'{hint}; "
+        f"correct [columns.{feature.name}] of site.toml"
+    )
