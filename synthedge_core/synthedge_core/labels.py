@@ -20,14 +20,19 @@ class LabelClass:
 
     Attributes
     ----------
-    level : object
-        The label value that counts as positive.
+    levels : tuple
+        The label values that count as positive together; usually one.
     positive : ndarray of bool, shape (n_labelled,)
-        Which labelled rows have it.
+        Which labelled rows have one of them.
     """
 
-    level: Any
+    levels: tuple[Any, ...]
     positive: BoolArray
+
+    @property
+    def name(self) -> str:
+        """The class for people: ``1`` or ``1, 2``."""
+        return ", ".join(str(level) for level in self.levels)
 
     @property
     def n_positive(self) -> int:
@@ -70,8 +75,8 @@ def read_labels(table: pd.DataFrame, column: str, positive: Any = None) -> Label
     table : pandas.DataFrame
     column : str
         The label column.
-    positive : object, optional
-        The label value that counts as positive, as itself or as text. Default: for labels 0/1 or
+    positive : object or sequence of objects, optional
+        The label value, or the values, that count as positive, as themselves or as text. Default: for labels 0/1 or
         false/true the larger one, for two other labels the rarer one (the larger if equally rare),
         for several labels each but the most frequent in turn.
 
@@ -112,16 +117,22 @@ def read_labels(table: pd.DataFrame, column: str, positive: Any = None) -> Label
         )
     labels = series[is_labelled]
     if positive is not None:
-        wanted = [_matching(levels, positive, column)]
+        given = list(positive) if isinstance(positive, (list, tuple, set)) else [positive]
+        chosen = tuple(dict.fromkeys(_matching(levels, one, column) for one in given))
+        if len(chosen) == len(levels):
+            raise TableError(
+                f"every value of the label '{column}' is named as positive; leave one out"
+            )
+        wanted = [chosen]
     elif len(levels) == 2:
-        wanted = [_default_positive(levels, labels)]
+        wanted = [(_default_positive(levels, labels),)]
     else:
         counts = labels.value_counts()
         # Ties in the table's own order of levels, so that the answer does not depend on row order.
         by_size = sorted(levels, key=lambda level: int(counts[level]))
-        wanted = by_size[:-1]
+        wanted = [(level,) for level in by_size[:-1]]
     classes = tuple(
-        LabelClass(level=level, positive=(labels == level).to_numpy(bool)) for level in wanted
+        LabelClass(levels=group, positive=labels.isin(group).to_numpy(bool)) for group in wanted
     )
     return Labels(column=column, levels=tuple(levels), is_labelled=is_labelled, classes=classes)
 

@@ -1,0 +1,394 @@
+"""`SynthEdge`: diagnose a table's gaps, fill them, measure what came out.
+
+Example
+-------
+>>> from synthedge_core import SynthEdge
+>>> engine = SynthEdge(table, target_col="progressed")
+>>> engine.analyze()["severity"]
+>>> filled = engine.fill(n_top=3, seed=1)
+>>> engine.quality_report(held_out_rows)
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from synthedge_core.columns import Column, analysis_matrix, as_type, decode, encode, infer_columns
+from synthedge_core.dictionary import Dictionary
+from synthedge_core.errors import TableError, UsageError
+from synthedge_core.fill import FilledRows, VoxelReport, fill_gaps
+from synthedge_core.fill_constraints import parse_constraints
+from synthedge_core.fill_engines import FillTable, Gap, make_engine
+from synthedge_core.fill_schema import RowSchema
+from synthedge_core.labels import LabelClass, read_labels
+from synthedge_core.scan import Scan, Voxel, scan
+from synthedge_core.severity import seed_severity
+
+FloatArray = npt.NDArray[np.float64]
+
+MIN_ROWS = 20
+MIN_POSITIVES = 5
+# Positive rows around a gap that an engine learns from.
+NEAR_ROWS = 40
+# The published package's number of rows per voxel.
+_ROWS_PER_OBSERVED = 3
+_MIN_ROWS_PER_VOXEL = 3
+
+ORIGIN_COLUMN = "_origin"
+VOXEL_COLUMN = "_voxel"
+
+
+class SynthEdge:
+    """A table and what is known of its gaps.
+
+    Rules: the table given is never changed; every result is a function of the table, the arguments
+    and the seed; columns that take no part in the analysis are kept.
+
+    Parameters
+    ----------
+    df : pandas.DataFrame
+        One row per patient (or visit); any index (it is not a column: `reset_index` first if it
+        carries something), any types.
+    target_col : str
+        The label column.
+    feature_cols : collection of str, optional
+        Columns to analyse; the others stay in the table. Default: all but the label.
+    discrete_cols, continuous_cols, ignore_cols : collections of str
+        Override the inferred kind: codes; measurements; not to be used.
+    positive : object or sequence, optional
+        The label value(s) that count as positive, see `labels.read_labels`.
+    dictionary : Dictionary, optional
+        Kinds, levels and plausible ranges for columns named as its features; what lies outside is
+        treated as missing and counted.
+    constraints : sequence of str
+        Rules every generated row keeps, see `fill_constraints`.
+
+    Raises
+    ------
+    TableError
+        If the table is too small (20 rows, 5 of them positive), has no usable column, one class, or
+        misses a named column.
+    """
+
+    def __init__(
+        self,
+        df: pd.DataFrame,
+        target_col: str = "target",
+        feature_cols: Collection[str] | None = None,
+        discrete_cols: Collection[str] | None = None,
+        *,
+        continuous_cols: Collection[str] = (),
+        ignore_cols: Collection[str] = (),
+        positive: Any = None,
+        dictionary: Dictionary | None = None,
+        constraints: Sequence[str] = (),
+    ) -> None:
+        table = df.reset_index(drop=True)
+        table.columns = [str(name) for name in table.columns]
+        if table.columns.has_duplicates:
+            name = table.columns[table.columns.duplicated()][0]
+            raise TableError(f"the column name '{name}' occurs more than once; rename one")
+        for name in (ORIGIN_COLUMN, VOXEL_COLUMN):
+            if name in table.columns:
+                raise TableError(
+                    f"the table has a column '{name}', which marks generated rows: it was filled "
+                    "before; take its observed rows and drop that column"
+                )
+        self._table = table
+        self.dictionary = dictionary
+        self.labels = read_labels(table, target_col, positive)
+        features = table.drop(columns=target_col)
+        unused = set(ignore_cols)
+        if feature_cols is not None:
+            unknown = sorted(set(feature_cols) - set(features.columns))
+            if unknown:
+                raise TableError(f"'{unknown[0]}' is named as a feature but is no column")
+            unused |= set(features.columns) - set(feature_cols)
+        self._labelled = features[self.labels.is_labelled].reset_index(drop=True)
+        self.columns: tuple[Column, ...] = infer_columns(
+            self._labelled,
+            discrete=discrete_cols or (),
+            continuous=continuous_cols,
+            ignore=unused,
+            features=() if dictionary is None else dictionary.features,
+        )
+        self._check_size()
+        self.analysed: tuple[Column, ...] = tuple(c for c in self.columns if c.kind is not None)
+        self.values: FloatArray = encode(self._labelled, self.analysed)
+        self.matrix, self.axis_names = analysis_matrix(self.values, self.analysed)
+        self.constraints = parse_constraints(constraints, self.analysed, self.values)
+        self._scans: dict[int, Scan] = {}
+        self._scan_settings: dict[str, Any] = {}
+        self._filled: FilledRows | None = None
+
+    def _check_size(self) -> None:
+        n = len(self._labelled)
+        if n < MIN_ROWS:
+            raise TableError(
+                f"the table has {n} labelled rows, expected at least {MIN_ROWS}: "
+                "any score of it would be chance"
+            )
+        if not any(c.kind is not None for c in self.columns):
+            reasons = "; ".join(f"{c.name}: {c.reason}" for c in self.columns[:5])
+            raise TableError(f"no column can be analysed ({reasons}); name kinds with --discrete")
+        largest = max(cls.n_positive for cls in self.labels.classes)
+        if largest < MIN_POSITIVES:
+            raise TableError(
+                f"the label '{self.labels.column}' has {largest} positive rows, expected at least "
+                f"{MIN_POSITIVES}: too few to tell a gap from chance; collect or request real rows"
+            )
+
+    # -- analysis ---------------------------------------------------------------------------------
+
+    @property
+    def classes(self) -> tuple[LabelClass, ...]:
+        """The classes looked at that have at least 5 rows, rarest first."""
+        return tuple(c for c in self.labels.classes if c.n_positive >= MIN_POSITIVES)
+
+    def scan_of(self, i_class: int = 0) -> Scan:
+        """Give the voxel scan of one class against the rest."""
+        if i_class not in self._scans:
+            positive = self.classes[i_class].positive
+            self._scans[i_class] = scan(self.matrix, positive, **self._scan_settings)
+        return self._scans[i_class]
+
+    def analyze(self, n_bins: int | None = None, top_k: int = 10) -> dict[str, Any]:
+        """Find the gaps and judge them.
+
+        Parameters
+        ----------
+        n_bins : int, optional
+            Voxels per axis of the PCA grid, 2 to 32; default by the number of rows, 3 to 6.
+        top_k : int
+            Gaps in ``top_voxels``.
+
+        Returns
+        -------
+        dict
+            ``severity`` (level), ``score``, ``signals``, ``recommendation``, ``will_help``,
+            ``top_voxels``, ``all_voxels`` and ``columns``.
+
+        Raises
+        ------
+        GridError
+            If a setting is out of range.
+        """
+        settings = {"n_bins": n_bins, "top_k": top_k}
+        if settings != self._scan_settings:
+            self._scan_settings, self._scans = settings, {}
+        found = self.scan_of()
+        return {
+            **self.severity,
+            "top_voxels": list(found.top),
+            "all_voxels": list(found.voxels),
+            "columns": self.columns,
+        }
+
+    @property
+    def severity(self) -> dict[str, Any]:
+        """The judgement of `analyze` without the voxels."""
+        seed = seed_severity(self.scan_of())
+        return {
+            "severity": seed.level,
+            "score": seed.score,
+            "signals": {},
+            "recommendation": "",
+            "will_help": False,
+        }
+
+    @property
+    def gap_map(self) -> pd.DataFrame:
+        """The worst voxels, one row each: counts, expected, sparsity, entropy, gap score."""
+        return pd.DataFrame(
+            [
+                {
+                    "voxel": voxel.label,
+                    "observed": voxel.n_observed,
+                    "expected": round(voxel.expected, 2),
+                    "n_pos": voxel.n_positive,
+                    "sparsity": round(voxel.sparsity, 3),
+                    "entropy": round(voxel.entropy, 3),
+                    "gap_score": voxel.gap_score,
+                }
+                for voxel in self.scan_of().top
+            ]
+        )
+
+    # -- fill -------------------------------------------------------------------------------------
+
+    def fill(
+        self,
+        n: int | None = None,
+        n_top: int = 3,
+        engine: str = "copula",
+        *,
+        seed: int = 0,
+        engine_settings: dict[str, Any] | None = None,
+        report_progress: Callable[[float], None] = lambda share: None,
+    ) -> pd.DataFrame:
+        """Add generated positive rows in the worst gaps.
+
+        Parameters
+        ----------
+        n : int, optional
+            Rows to add in all, shared evenly over the gaps. Default: three times the rows observed
+            in each voxel, at least 3, as in the published package.
+        n_top : int
+            Gaps to fill, at least 1, per class.
+        engine : str
+            One of `fill_engines.ENGINES`.
+        seed : int
+            At least 0; the same table, arguments and seed give the same bytes.
+        engine_settings : dict, optional
+            Further arguments of the engine.
+        report_progress : callable
+            Called with the share of an engine's training done.
+
+        Returns
+        -------
+        pandas.DataFrame
+            The table's rows unchanged and in order under a 0..n-1 index, then the new ones. Column
+            ``_origin`` says ``observed`` or ``synthetic:<engine>``, ``_voxel`` the voxel of a new
+            row. Columns that were not analysed are missing in new rows (a constant is kept).
+
+        Raises
+        ------
+        UsageError
+            If a number or the engine's name makes no sense.
+        RefusedError
+            If the engine cannot learn from so few rows.
+        """
+        if n_top < 1:
+            raise UsageError(f"n_top is {n_top}; expected at least 1 gap to fill")
+        if n is not None and n < 1:
+            raise UsageError(f"{n} rows are asked for; expected at least 1")
+        jobs = [
+            (i_class, voxel)
+            for i_class in range(len(self.classes))
+            for voxel in self.scan_of(i_class).top[:n_top]
+        ]
+        if n is not None and n < len(jobs):
+            jobs = jobs[:n]
+        amounts = [
+            max(_MIN_ROWS_PER_VOXEL, _ROWS_PER_OBSERVED * voxel.n_observed)
+            if n is None
+            else n // len(jobs) + (i < n % len(jobs))
+            for i, (_, voxel) in enumerate(jobs)
+        ]
+        parts = [self._table.assign(**{ORIGIN_COLUMN: "observed", VOXEL_COLUMN: ""})]
+        results = []
+        for i_class in sorted({i for i, _ in jobs}):
+            of_class = [k for k, (i, _) in enumerate(jobs) if i == i_class]
+            gaps = [self._gap(i_class, jobs[k][1]) for k in of_class]
+            filled = fill_gaps(
+                self.fill_table(i_class, report_progress),
+                gaps,
+                [amounts[k] for k in of_class],
+                make_engine(engine, **(engine_settings or {})),
+                seed,
+            )
+            results.append(filled)
+            parts.append(self._rows_of(filled, gaps, i_class, engine))
+        self._filled = FilledRows(
+            values=np.concatenate([f.values for f in results]),
+            voxels=tuple(label for f in results for label in f.voxels),
+            reports=tuple(report for f in results for report in f.reports),
+        )
+        return _stack(parts)
+
+    def fill_table(
+        self, i_class: int = 0, report_progress: Callable[[float], None] = lambda share: None
+    ) -> FillTable:
+        """Give what a fill engine may learn from, for one class."""
+        found = self.scan_of(i_class)
+        return FillTable(
+            values=self.values,
+            positive=self.classes[i_class].positive,
+            schema=self.schema,
+            constraints=self.constraints,
+            distance=lambda rows: found.standardise(analysis_matrix(rows, self.analysed)[0]),
+            report_progress=report_progress,
+        )
+
+    @cached_property
+    def schema(self) -> RowSchema:
+        """What a generated row must respect."""
+        return RowSchema.of_columns(self.analysed)
+
+    def _gap(self, i_class: int, voxel: Voxel) -> Gap:
+        found = self.scan_of(i_class)
+        positive = np.flatnonzero(self.classes[i_class].positive)
+        points = found.standardise(self.matrix[positive])
+        distances = ((points - voxel.centroid) ** 2).sum(axis=1)
+        near = positive[np.argsort(distances, kind="stable")[:NEAR_ROWS]]
+        codes = np.asarray(found.codes)
+        region = found.neighbours(voxel.flat)
+
+        def is_in_region(rows: FloatArray) -> npt.NDArray[np.bool_]:
+            return np.isin(found.assign(analysis_matrix(rows, self.analysed)[0]), region)
+
+        return Gap(
+            name=voxel.label,
+            near=near,
+            inside=positive[codes[positive] == voxel.flat],
+            is_in_region=is_in_region,
+        )
+
+    def _rows_of(
+        self, filled: FilledRows, gaps: Sequence[Gap], i_class: int, engine: str
+    ) -> pd.DataFrame:
+        """Turn encoded rows into a table with every column of the original."""
+        n = len(filled.values)
+        decoded = decode(filled.values, self.analysed, self._table)
+        constants = {c.name: c.levels[0] for c in self.columns if c.kind is None and c.levels}
+        label_of = {gap.name: self._label_around(gap, i_class) for gap in gaps}
+        new = {}
+        for name in self._table.columns:
+            dtype = self._table[name].dtype
+            if name in decoded:
+                new[name] = decoded[name]
+            elif name == self.labels.column:
+                cells = [label_of[voxel] for voxel in filled.voxels]
+                new[name] = as_type(pd.Series(cells, dtype=object), dtype)
+            else:
+                cells = [constants.get(name)] * n
+                new[name] = as_type(pd.Series(cells, dtype=object), dtype)
+        rows = pd.DataFrame(new)
+        rows[ORIGIN_COLUMN] = f"synthetic:{engine}"
+        rows[VOXEL_COLUMN] = list(filled.voxels)
+        return rows
+
+    def _label_around(self, gap: Gap, i_class: int) -> Any:
+        """Give the positive label value that is most frequent around a gap."""
+        labels = self._table[self.labels.column][self.labels.is_labelled].reset_index(drop=True)
+        levels = self.classes[i_class].levels
+        around = labels.iloc[gap.near]
+        return max(levels, key=lambda level: int((around == level).sum()))
+
+    @property
+    def fill_report(self) -> tuple[VoxelReport, ...]:
+        """What became of every gap in the last `fill`.
+
+        Raises
+        ------
+        UsageError
+            If nothing was filled yet.
+        """
+        if self._filled is None:
+            raise UsageError("nothing was filled yet; call fill() first")
+        return self._filled.reports
+
+
+def _stack(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Put tables under each other, keeping each column's type."""
+    columns = {}
+    for name in parts[0].columns:
+        series = [part[name] for part in parts if len(part)]
+        # Concatenating an all-missing object column must not change the type of the others.
+        dtype = next((s.dtype for s in series[1:] if s.dtype != series[0].dtype), series[0].dtype)
+        columns[name] = pd.concat([s.astype(dtype) for s in series], ignore_index=True)
+    return pd.DataFrame(columns)
