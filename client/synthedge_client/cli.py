@@ -12,7 +12,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from synthedge_client import console
+from synthedge_client import console, local_analyze, local_fill
 from synthedge_core.errors import UsageError
 
 _SITE_MODULE = "synthedge_client.cli_site"
@@ -58,6 +58,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.command()(local_analyze.analyze)
+app.command()(local_fill.fill)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
 

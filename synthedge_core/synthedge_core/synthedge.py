@@ -9,6 +9,7 @@ Example
 >>> engine.quality_report(held_out_rows)
 """
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from typing import Any
@@ -235,8 +236,8 @@ class SynthEdge:
         Parameters
         ----------
         n : int, optional
-            Rows to add in all, shared evenly over the gaps. Default: three times the rows observed
-            in each voxel, at least 3, as in the published package.
+            Rows to add in all, shared evenly over the gaps. Default: per voxel three times the rows
+            observed, at least 3 (the published package's number), at most what an even spread gives.
         n_top : int
             Gaps to fill, at least 1, per class.
         engine : str
@@ -274,9 +275,7 @@ class SynthEdge:
         if n is not None and n < len(jobs):
             jobs = jobs[:n]
         amounts = [
-            max(_MIN_ROWS_PER_VOXEL, _ROWS_PER_OBSERVED * voxel.n_observed)
-            if n is None
-            else n // len(jobs) + (i < n % len(jobs))
+            _default_rows(voxel) if n is None else n // len(jobs) + (i < n % len(jobs))
             for i, (_, voxel) in enumerate(jobs)
         ]
         parts = [self._table.assign(**{ORIGIN_COLUMN: "observed", VOXEL_COLUMN: ""})]
@@ -381,6 +380,12 @@ class SynthEdge:
         if self._filled is None:
             raise UsageError("nothing was filled yet; call fill() first")
         return self._filled.reports
+
+
+def _default_rows(voxel: Voxel) -> int:
+    """Give the published package's number of rows, without its flood in a well-filled voxel."""
+    most = max(_MIN_ROWS_PER_VOXEL, math.ceil(voxel.expected))
+    return min(most, max(_MIN_ROWS_PER_VOXEL, _ROWS_PER_OBSERVED * voxel.n_observed))
 
 
 def _stack(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
