@@ -54,7 +54,8 @@ def _parse(unit: str, feature: str) -> Any:
         raise TableError(
             f"unit '{unit}' is no UCUM unit that can be converted; correct [columns.{feature}] of site.toml"
         )
-    return quantity
+    # ucumvert parses into pint's application registry, whose quantities mix with no other's.
+    return _registry().Quantity(quantity.magnitude, str(quantity.units))
 
 
 def _bridge(source: Any, target: Any, feature: Feature, own_unit: str) -> Any:
