@@ -1,0 +1,196 @@
+"""A coordinator and its sites as real processes on this machine, and the commands their people type.
+
+Rules
+-----
+* Every process writes its own log; a failure names the process and shows the end of its log.
+* Whatever ends the block ends every process: first asked, then killed.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from synthedge_core.errors import SynthEdgeError
+
+STOP_TIMEOUT_S = 5.0
+COMMAND_TIMEOUT_S = 120.0
+_LOG_LINES = 15
+
+
+class ProcessError(SynthEdgeError):
+    """A process of the consortium failed; the message shows the end of its log."""
+
+    exit_code = 5
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Consortium:
+    """The running processes.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds a folder for the coordinator and one a site.
+    show : callable
+        Takes each command line before it runs, as a person would type it.
+    """
+
+    def __init__(self, folder: Path, show: Callable[[str], None]) -> None:
+        self.folder = folder
+        self._show = show
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._peaks_mb: dict[str, float] = {}
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> "Consortium":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def log(self, name: str) -> Path:
+        """Where a process writes what it has to say."""
+        return self.folder / "logs" / f"{name}.log"
+
+    def start(self, name: str, *command: str) -> None:
+        """Start a program that keeps running."""
+        self._show(f"{shlex.join(command)} &")
+        with self.log(name).open("wb") as log:
+            # Its own session: Ctrl-C reaches this program, which ends the others in order.
+            self._processes[name] = subprocess.Popen(  # noqa: S603
+                _executable(command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def command(self, *command: str) -> Any:
+        """Run one command to its end and return the data of its ``--json`` answer.
+
+        Raises
+        ------
+        ProcessError
+            If it fails.
+        CommandRefusedError
+            If a rule refuses it (exit code 1).
+        """
+        self._show(shlex.join(command))
+        self.check()
+        done = subprocess.run(  # noqa: S603
+            [*_executable(command), "--json"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+        )
+        if done.returncode == 0:
+            return json.loads(done.stdout)["data"]
+        message = done.stderr.decode(errors="replace").strip()
+        if done.returncode == SynthEdgeError.exit_code:
+            raise CommandRefusedError(message)
+        raise ProcessError(
+            f"'{shlex.join(command)}' ended with exit code {done.returncode}: {message[-2000:]}"
+        )
+
+    def check(self) -> None:
+        """Raise if a process that should run has ended.
+
+        Raises
+        ------
+        ProcessError
+            Naming it, with the end of its log.
+        """
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                lines = self.log(name).read_text(errors="replace").splitlines()[-_LOG_LINES:]
+                raise ProcessError(
+                    f"process '{name}' ended with code {process.returncode}; the end of its log:\n"
+                    + "\n".join(f"  {line}" for line in lines)
+                )
+            self._peaks_mb[name] = _peak_mb(process.pid)
+
+    def wait_for(self, what: str, reached: Callable[[], bool], timeout_s: float = 30.0) -> None:
+        """Wait until something is so.
+
+        Raises
+        ------
+        ProcessError
+            If a process ends meanwhile, or it takes too long.
+        """
+        end = time.monotonic() + timeout_s
+        while not reached():
+            self.check()
+            if time.monotonic() > end:
+                logs = ", ".join(str(self.log(name)) for name in self._processes)
+                raise ProcessError(f"waited {timeout_s:.0f} s for: {what}; see {logs}")
+            time.sleep(0.05)
+
+    def peak_memory_mb(self) -> dict[str, float]:
+        """Peak resident memory of each process, and of the largest command, in MB."""
+        self.check()
+        children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        return {**self._peaks_mb, "largest command": round(children, 1)}
+
+    def stop(self) -> None:
+        """End every process; safe to call twice."""
+        for process in self._processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        end = time.monotonic() + STOP_TIMEOUT_S
+        for process in self._processes.values():
+            try:
+                process.wait(timeout=max(0.1, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        self._processes.clear()
+
+
+class CommandRefusedError(SynthEdgeError):
+    """A command of the consortium was refused by a rule; the text is the command's own."""
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn a polite request to end into the same thing as Ctrl-C, so that every process is ended."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _executable(command: tuple[str, ...]) -> list[str]:
+    """The command with the program of this very installation, whatever the PATH says."""
+    return [str(Path(sys.executable).parent / command[0]), *command[1:]]
+
+
+def _peak_mb(pid: int) -> float:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 1024, 1)
+    return 0.0
