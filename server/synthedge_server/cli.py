@@ -1,0 +1,242 @@
+"""`synthedge-coordinator`: the operator's command line.
+
+Heavy imports happen inside the commands, so that `--help` answers at once.
+"""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from synthedge_server.console import EXIT_CODES, emit, run, table
+from synthedge_server.folder import CoordinatorFolder
+
+app = typer.Typer(
+    help="Run a SynthEdge consortium's coordinator: enrol sites, match gaps, relay sealed transfers.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+sites_app = typer.Typer(help="List the enrolled sites; suspend, resume or revoke one.")
+dictionary_app = typer.Typer(help="Show the consortium's data dictionary.", no_args_is_help=True)
+app.add_typer(sites_app, name="sites", invoke_without_command=True)
+app.add_typer(dictionary_app, name="dictionary")
+
+Dir = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
+HERE = Path()
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder.")],
+    name: Annotated[str, typer.Option("--name", help="The consortium's name.")],
+    dictionary: Annotated[Path, typer.Option("--dictionary", help="consortium.toml")],
+    listen: Annotated[str, typer.Option(help="Where enrolled sites connect.")] = "127.0.0.1:7443",
+    enrolment_listen: Annotated[
+        str, typer.Option(help="Where sites without a certificate enrol.")
+    ] = "127.0.0.1:7444",
+    as_json: Json = False,
+) -> None:
+    """Make a coordinator's folder: keys, certificate authority, database, settings."""
+    from synthedge_server.operations import create_coordinator, read_dictionary_file
+    from synthedge_server.settings import parse_address
+
+    digest = create_coordinator(
+        CoordinatorFolder(folder),
+        name=name,
+        dictionary_toml=read_dictionary_file(dictionary),
+        listen=parse_address(listen),
+        enrolment_listen=parse_address(enrolment_listen),
+    )
+    emit(
+        {"dir": str(folder), "consortium": name, "dictionary_digest": digest},
+        f"coordinator of consortium '{name}' in {folder}, dictionary {digest[:12]}\n"
+        f"next: synthedge-coordinator serve --dir {folder}",
+        as_json=as_json,
+    )
+
+
+@app.command()
+def serve(folder: Dir = HERE, as_json: Json = False) -> None:
+    """Run the coordinator in the foreground until SIGTERM or Ctrl-C; log lines go to stderr."""
+    import asyncio
+
+    from synthedge_server.log import log_to_stderr
+    from synthedge_server.serve import serve as run_server
+    from synthedge_server.settings import Address
+
+    log_to_stderr()
+
+    def announce(sites: Address, enrolment: Address) -> None:
+        emit(
+            {"ready": True, "listen": str(sites), "enrolment_listen": str(enrolment)},
+            f"ready: sites at {sites}, enrolment at {enrolment}",
+            as_json=as_json,
+        )
+
+    asyncio.run(run_server(CoordinatorFolder(folder), announce))
+
+
+@app.command()
+def invite(
+    site: Annotated[str, typer.Argument(help="The new site's id.")],
+    folder: Dir = HERE,
+    valid_hours: Annotated[float, typer.Option(help="How long the token is good for.")] = 72,
+    as_json: Json = False,
+) -> None:
+    """Print a one-time token that enrols one site; hand it over on a private way."""
+    from synthedge_server.operations import invite as make_token
+
+    token = make_token(CoordinatorFolder(folder), site, valid_hours)
+    emit(
+        {"site": site, "token": token.encode(), "expires_at_ms": token.expires_at_ms},
+        token.encode(),
+        as_json=as_json,
+    )
+
+
+@sites_app.callback()
+def sites(context: typer.Context, folder: Dir = HERE, as_json: Json = False) -> None:
+    """List the enrolled sites; suspend, resume or revoke one."""
+    if context.invoked_subcommand is not None:
+        return
+    from sqlalchemy import select
+
+    from synthedge_protocols.keys import fingerprint
+    from synthedge_server import store
+    from synthedge_server.operations import rows
+
+    found = rows(CoordinatorFolder(folder), select(store.sites).order_by(store.sites.c.site))
+    data = [
+        {
+            "site": row["site"],
+            "state": row["state"],
+            "fingerprint": fingerprint(row["statement_public_key"]),
+            "enrolled_at": _time(row["enrolled_at_ms"]),
+        }
+        for row in found
+    ]
+    emit(data, _table(data), as_json=as_json)
+
+
+@sites_app.command()
+def suspend(site: str, folder: Dir = HERE, as_json: Json = False) -> None:
+    """Answer no call of a site and release no key to or from it until it is resumed."""
+    _set_state(folder, site, "suspended", as_json)
+
+
+@sites_app.command()
+def resume(site: str, folder: Dir = HERE, as_json: Json = False) -> None:
+    """Let a suspended site in again."""
+    _set_state(folder, site, "active", as_json)
+
+
+@sites_app.command()
+def revoke(site: str, folder: Dir = HERE, as_json: Json = False) -> None:
+    """Shut a site out for ever and end its unfinished transfers."""
+    _set_state(folder, site, "revoked", as_json)
+
+
+@app.command()
+def matches(folder: Dir = HERE, as_json: Json = False) -> None:
+    """Show the newest proposals: which site could help which, and why."""
+    from sqlalchemy import select
+
+    from synthedge_protocols.v1 import coordinator_pb2 as wire
+    from synthedge_server import store
+    from synthedge_server.operations import rows
+
+    found = rows(CoordinatorFolder(folder), select(store.proposals).order_by("site"))
+    data = [
+        {
+            "recipient": row["site"],
+            "grid": proposal.grid,
+            "voxel": list(proposal.voxel),
+            "rank": proposal.rank,
+            "donor": proposal.donor,
+            "donor_voxel": list(proposal.donor_voxel),
+            "similarity": round(proposal.similarity, 3),
+            "reason": proposal.reason,
+        }
+        for row in found
+        for proposal in wire.Proposals.FromString(row["message"]).proposals
+    ]
+    emit(data, _table(data), as_json=as_json)
+
+
+@app.command()
+def transfers(folder: Dir = HERE, as_json: Json = False) -> None:
+    """List the transfers and where they stand."""
+    from sqlalchemy import select
+
+    from synthedge_server import store
+    from synthedge_server.operations import rows
+
+    query = select(store.transfers).order_by(store.transfers.c.requested_at_ms)
+    data = [
+        {
+            "transfer_id": row["transfer_id"].hex(),
+            "recipient": row["recipient"],
+            "donor": row["donor"],
+            "grid": row["grid"],
+            "voxel": json.loads(row["voxel"]),
+            "rows_requested": row["rows"],
+            "state": row["state"],
+            "since": _time(row["since_ms"]),
+            "expires": None if row["expires_at_ms"] is None else _time(row["expires_at_ms"]),
+            "reason": row["reason"],
+        }
+        for row in rows(CoordinatorFolder(folder), query)
+    ]
+    short = [{**row, "transfer_id": row["transfer_id"][:8]} for row in data]
+    emit(data, _table(short), as_json=as_json)
+
+
+@app.command()
+def status(folder: Dir = HERE, as_json: Json = False) -> None:
+    """Tell what the coordinator holds and since when."""
+    from synthedge_server.status import read_status
+
+    data = read_status(CoordinatorFolder(folder))
+    emit(data, "\n".join(f"{key}: {value}" for key, value in data.items()), as_json=as_json)
+
+
+@dictionary_app.command()
+def show(folder: Dir = HERE, as_json: Json = False) -> None:
+    """Print the current dictionary's text; with --json its digest too."""
+    from synthedge_core.dictionary import parse_dictionary
+    from synthedge_server.operations import current_dictionary
+
+    text = current_dictionary(CoordinatorFolder(folder))
+    emit({"digest": parse_dictionary(text).digest, "toml": text}, text.rstrip(), as_json=as_json)
+
+
+def _set_state(folder: Path, site: str, state: str, as_json: bool) -> None:
+    from synthedge_server.operations import set_site_state
+
+    n_ended = set_site_state(CoordinatorFolder(folder), site, state)
+    emit(
+        {"site": site, "state": state, "transfers_ended": n_ended},
+        f"site '{site}' is {state}; {n_ended} transfers ended",
+        as_json=as_json,
+    )
+
+
+def _table(data: list[dict[str, Any]]) -> str:
+    if not data:
+        return "none"
+    headers = list(data[0])
+    return table(headers, [[str(row[key]) for key in headers] for row in data])
+
+
+def _time(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds")
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    raise SystemExit(run(app, "synthedge-coordinator"))

@@ -1,0 +1,140 @@
+"""The one place where a signed statement is checked and becomes a change of state."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection, insert, select
+
+from synthedge_protocols.errors import IdentityError, PolicyError
+from synthedge_protocols.limits import Limits
+from synthedge_protocols.statements import STATEMENT_TYPES, Verified, read_unverified, verify
+from synthedge_protocols.v1 import coordinator_pb2 as wire
+from synthedge_protocols.v1 import statements_pb2 as pb
+from synthedge_server import store
+from synthedge_server.broker import Broker
+from synthedge_server.ledger import Ledger, Transaction
+from synthedge_server.registry import Registry
+
+# What starts something new is made under the current dictionary; the rest finishes under its transfer's.
+_STARTS = ("gap-report", "transfer-request")
+
+
+class Intake:
+    """Decode once, check everything, then act once.
+
+    Rules: the signer is the calling site; the same statement bytes always get the same receipt and act only
+    the first time; a refused statement leaves no trace but an audit event.
+
+    Parameters
+    ----------
+    consortium : str
+        The consortium's name.
+    ledger : Ledger
+    registry : Registry
+    broker : Broker
+    limits : Limits
+    """
+
+    def __init__(
+        self, consortium: str, ledger: Ledger, registry: Registry, broker: Broker, limits: Limits
+    ) -> None:
+        self._consortium = consortium
+        self._ledger = ledger
+        self._digest = registry.digest
+        self._limits = limits
+        self._handlers: dict[str, Callable[[Transaction, Verified[Any]], None]] = {
+            "gap-report": registry.accept,
+            "transfer-request": broker.request,
+            "approval": broker.approve,
+            "shipment": broker.ship,
+            "receipt": broker.receive,
+            "ending": broker.end,
+        }
+
+    async def submit(self, site: str, signed: pb.SignedStatement) -> wire.SubmitReceipt:
+        """Take one statement in.
+
+        Parameters
+        ----------
+        site : str
+            Who calls, by its certificate.
+        signed : SignedStatement
+            As received.
+
+        Returns
+        -------
+        SubmitReceipt
+            Durable: a statement with a receipt survives any crash.
+
+        Raises
+        ------
+        ProtocolError
+            Of the kind that says why the statement is refused; see `statements.verify` and the handlers.
+        """
+        statement = read_unverified(signed, limits=self._limits)
+        if statement.signer_site != site:
+            raise IdentityError(
+                f"site '{site}' handed in a statement of site '{statement.signer_site}'"
+            )
+        handler = self._handlers.get(statement.type)
+        if handler is None:
+            raise PolicyError(f"a '{statement.type}' is not taken in on its own")
+        with self._ledger.engine.connect() as connection:
+            receipt = _earlier_receipt(connection, site, hashlib.sha256(signed.statement).digest())
+            if receipt is not None:
+                # Before anything is judged: a certificate that expired since must not turn a repeated
+                # question into a refusal.
+                return receipt
+            public_key = connection.execute(
+                select(store.sites.c.statement_public_key).where(store.sites.c.site == site)
+            ).scalar_one()
+        verified = verify(
+            signed,
+            expected_type=STATEMENT_TYPES[statement.type].message,
+            consortium=self._consortium,
+            site=site,
+            site_public_key=public_key,
+            dictionary_digest=self._digest if statement.type in _STARTS else None,
+            now_ms=self._ledger.clock(),
+            limits=self._limits,
+        )
+        return await self._ledger.write(lambda t: _act_once(t, verified, handler))
+
+    async def note_refusal(self, site: str, error: Exception) -> None:
+        """Write down that a statement of a site was refused, and why."""
+        await self._ledger.write(
+            lambda t: t.record(site, "statement-refused", type(error).__name__, str(error))
+        )
+
+
+def _act_once(
+    transaction: Transaction,
+    verified: Verified[Any],
+    handler: Callable[[Transaction, Verified[Any]], None],
+) -> wire.SubmitReceipt:
+    earlier = _earlier_receipt(transaction.connection, verified.site, verified.digest)
+    if earlier is not None:
+        return earlier
+    handler(transaction, verified)
+    transaction.connection.execute(
+        insert(store.statements).values(
+            digest=verified.digest,
+            site=verified.site,
+            type=verified.type,
+            received_at_ms=transaction.now_ms,
+        )
+    )
+    signer = f"{verified.signer.kind} {verified.signer.name}"
+    transaction.record(verified.site, f"{verified.type}-accepted", verified.digest.hex(), signer)
+    return wire.SubmitReceipt(statement_digest=verified.digest, received_at_ms=transaction.now_ms)
+
+
+def _earlier_receipt(connection: Connection, site: str, digest: bytes) -> wire.SubmitReceipt | None:
+    table = store.statements
+    received_at_ms = connection.execute(
+        select(table.c.received_at_ms).where(table.c.digest == digest, table.c.site == site)
+    ).scalar_one_or_none()
+    if received_at_ms is None:
+        return None
+    return wire.SubmitReceipt(statement_digest=digest, received_at_ms=received_at_ms)

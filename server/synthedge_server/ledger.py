@@ -1,0 +1,167 @@
+"""Every change of the coordinator's state: one transaction, with its audit events and inbox messages."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from sqlalchemy import Connection, delete, insert, update
+from sqlalchemy.engine import Engine
+
+from synthedge_protocols.v1 import coordinator_pb2 as wire
+from synthedge_protocols.writer import Writer
+from synthedge_server import store
+from synthedge_server.relay import Spool
+
+T = TypeVar("T")
+
+# Hints: a newer one makes an undelivered older one worthless.
+SUPERSEDED: Final = ("profile", "proposals")
+
+
+def system_clock() -> int:
+    """Milliseconds since the Unix epoch."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(slots=True)
+class Transaction:
+    """What a change is written with; nothing of it exists until the writer has committed.
+
+    Attributes
+    ----------
+    connection : Connection
+        Inside a transaction of the writer thread.
+    now_ms : int
+        The time of the change.
+    woken : set of str
+        Sites whose inbox grew.
+    discarded : list of bytes
+        Spool keys whose bytes are to be deleted once the change is durable.
+    """
+
+    connection: Connection
+    now_ms: int
+    woken: set[str] = field(default_factory=set)
+    discarded: list[bytes] = field(default_factory=list)
+
+    def record(self, actor: str, action: str, subject: str, detail: str = "") -> None:
+        """Add one audit event: who did what to what."""
+        self.connection.execute(
+            insert(store.events).values(
+                at_ms=self.now_ms, actor=actor, action=action, subject=subject, detail=detail
+            )
+        )
+
+    def post(self, site: str, message: wire.InboxMessage) -> None:
+        """Put a message into a site's inbox under the site's next sequence number.
+
+        Parameters
+        ----------
+        site : str
+            An enrolled site.
+        message : InboxMessage
+            Its body; the sequence number is set here.
+        """
+        kind = message.WhichOneof("body") or ""
+        sequence = self.connection.execute(
+            update(store.sites)
+            .where(store.sites.c.site == site)
+            .values(last_sequence=store.sites.c.last_sequence + 1)
+            .returning(store.sites.c.last_sequence)
+        ).scalar_one()
+        if kind in SUPERSEDED:
+            self.connection.execute(
+                delete(store.inbox).where(store.inbox.c.site == site, store.inbox.c.kind == kind)
+            )
+        message.sequence = sequence
+        self.connection.execute(
+            insert(store.inbox).values(
+                site=site,
+                sequence=sequence,
+                kind=kind,
+                message=message.SerializeToString(),
+                posted_at_ms=self.now_ms,
+            )
+        )
+        self.woken.add(site)
+
+
+class Ledger:
+    """The coordinator's database: one writer, any number of readers.
+
+    Parameters
+    ----------
+    engine : Engine
+        For reading.
+    writer : Writer
+        For every change.
+    spool : Spool
+        Loses what a change discards. Should the process die in between, the next sweep does it.
+    clock : callable
+        Milliseconds since the Unix epoch; tests pass their own.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        writer: Writer,
+        spool: Spool,
+        clock: Callable[[], int] = system_clock,
+    ) -> None:
+        self.engine = engine
+        self.spool = spool
+        self.clock = clock
+        self._writer = writer
+        self._bells: dict[str, set[asyncio.Event]] = {}
+
+    async def write(self, change: Callable[[Transaction], T]) -> T:
+        """Apply a change and return once it is durable.
+
+        Parameters
+        ----------
+        change : callable
+            Runs in the writer's thread; what it raises undoes all it wrote and is raised here.
+
+        Returns
+        -------
+        object
+            What `change` returned.
+        """
+        # Shielded: a caller that goes away must not keep others from hearing of a committed change.
+        return await asyncio.shield(asyncio.ensure_future(self._commit(change)))
+
+    async def _commit(self, change: Callable[[Transaction], T]) -> T:
+        transactions: list[Transaction] = []
+
+        def apply(connection: Connection) -> T:
+            transactions.append(Transaction(connection, self.clock()))
+            return change(transactions[0])
+
+        result = await asyncio.wrap_future(self._writer.submit(apply))
+        (transaction,) = transactions
+        for site in transaction.woken:
+            self.wake(site)
+        for key in transaction.discarded:
+            await asyncio.to_thread(self.spool.delete, key)
+        return result
+
+    def listen(self, site: str) -> asyncio.Event:
+        """Return an event that is set whenever the site's inbox grew; give it back to `unlisten`."""
+        bell = asyncio.Event()
+        self._bells.setdefault(site, set()).add(bell)
+        return bell
+
+    def unlisten(self, site: str, bell: asyncio.Event) -> None:
+        """Forget an event of `listen`."""
+        bells = self._bells[site]
+        bells.discard(bell)
+        if not bells:
+            del self._bells[site]
+
+    def wake(self, site: str | None = None) -> None:
+        """Set the events of one site, or of all: something else than the inbox changed."""
+        for listener in [site] if site is not None else list(self._bells):
+            for bell in self._bells.get(listener, ()):
+                bell.set()

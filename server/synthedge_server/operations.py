@@ -1,0 +1,255 @@
+"""What the operator's commands do to a coordinator's folder while no RPC is involved."""
+
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine, insert, select, update
+
+from synthedge_core.dictionary import parse_dictionary
+from synthedge_core.errors import RefusedError, UsageError
+from synthedge_protocols.certificates import load_certificate
+from synthedge_protocols.limits import Limits
+from synthedge_protocols.names import check_name
+from synthedge_protocols.tokens import EnrolmentToken
+from synthedge_protocols.writer import Writer, sqlite_engine
+from synthedge_server import authority, store
+from synthedge_server.broker import Broker
+from synthedge_server.enrolment import add_token
+from synthedge_server.folder import CoordinatorFolder
+from synthedge_server.ledger import Transaction, system_clock
+from synthedge_server.registry import Registry
+from synthedge_server.settings import Address, Settings, read_settings, settings_toml
+
+T = TypeVar("T")
+
+
+def create_coordinator(
+    folder: CoordinatorFolder,
+    *,
+    name: str,
+    dictionary_toml: str,
+    listen: Address,
+    enrolment_listen: Address,
+) -> str:
+    """Make a coordinator's folder: settings, authority, database with the dictionary.
+
+    Parameters
+    ----------
+    folder : CoordinatorFolder
+        Must not exist, or be empty.
+    name : str
+        The consortium's name.
+    dictionary_toml : str
+        Text of consortium.toml.
+    listen, enrolment_listen : Address
+
+    Returns
+    -------
+    str
+        The dictionary's digest, hex.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds something already.
+    DictionaryError
+        If the dictionary is not valid; nothing was made then.
+    MalformedError
+        If the name is not one.
+    """
+    check_name("consortium", name)
+    dictionary = parse_dictionary(dictionary_toml)
+    if folder.path.exists() and any(folder.path.iterdir()):
+        raise UsageError(f"{folder.path} is not empty; name a new folder")
+    names = tuple(dict.fromkeys(_reachable(a.host) for a in (listen, enrolment_listen)))
+    settings = Settings(
+        consortium=name, listen=listen, enrolment_listen=enrolment_listen, names=names
+    )
+    folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    authority.create(folder, name, datetime.now(UTC))
+    engine = sqlite_engine(folder.database)
+    try:
+        store.METADATA.create_all(engine)
+    finally:
+        engine.dispose()
+
+    def set_dictionary(transaction: Transaction) -> None:
+        transaction.connection.execute(
+            insert(store.dictionaries).values(
+                digest=bytes.fromhex(dictionary.digest),
+                toml=dictionary_toml,
+                set_at_ms=transaction.now_ms,
+            )
+        )
+        transaction.record("operator", "dictionary-set", dictionary.digest)
+
+    change(folder, set_dictionary)
+    # Last: a folder without settings is not a coordinator's, whatever else an interrupted init left.
+    folder.settings.write_text(settings_toml(settings), "utf-8")
+    return dictionary.digest
+
+
+def invite(folder: CoordinatorFolder, site: str, valid_hours: float) -> EnrolmentToken:
+    """Make a one-time token for a site.
+
+    Raises
+    ------
+    UsageError
+        If it would be valid for no time at all, or the settings name port 0.
+    MalformedError
+        If the site id is not one.
+    IdentityError
+        If the site is enrolled already.
+    """
+    settings = read_settings(folder.settings)
+    if not 0 < valid_hours <= 24 * 365:
+        raise UsageError(f"a token cannot be valid for {valid_hours:g} hours; at most a year")
+    if 0 in (settings.listen.port, settings.enrolment_listen.port):
+        raise UsageError("coordinator.toml listens on port 0; sites need to be told a real one")
+    host = settings.names[0]
+    return change(
+        folder,
+        lambda t: _new_token(
+            t,
+            folder,
+            settings.consortium,
+            check_name("site", site),
+            Address(host=host, port=settings.listen.port),
+            Address(host=host, port=settings.enrolment_listen.port),
+            valid_hours,
+        ),
+    )
+
+
+def set_site_state(folder: CoordinatorFolder, site: str, state: str) -> int:
+    """Suspend, resume or revoke a site; return how many of its transfers ended.
+
+    Parameters
+    ----------
+    folder : CoordinatorFolder
+    site : str
+    state : str
+        ``suspended``: no call is answered and no key released until resumed; ``active``; ``revoked``: for
+        ever, and its unfinished transfers end.
+
+    Raises
+    ------
+    UsageError
+        If there is no such site.
+    RefusedError
+        If it was revoked.
+    """
+    broker = Broker(Registry(parse_dictionary(current_dictionary(folder))), Limits())
+
+    def apply(transaction: Transaction) -> int:
+        row = transaction.connection.execute(
+            select(store.sites.c.state).where(store.sites.c.site == site)
+        ).one_or_none()
+        if row is None:
+            raise UsageError(f"no site '{site}' is enrolled; see 'synthedge-coordinator sites'")
+        if row.state == "revoked":
+            raise RefusedError(f"site '{site}' was revoked; invite it under a new id")
+        transaction.connection.execute(
+            update(store.sites).where(store.sites.c.site == site).values(state=state)
+        )
+        transaction.record("operator", f"site-{state}", site)
+        return broker.end_all_of(transaction, site) if state == "revoked" else 0
+
+    return change(folder, apply)
+
+
+def current_dictionary(folder: CoordinatorFolder) -> str:
+    """Text of the current dictionary; raises as `reading`."""
+    table = store.dictionaries
+    with reading(folder) as engine, engine.connect() as connection:
+        text: str = connection.execute(
+            select(table.c.toml).order_by(table.c.set_at_ms.desc()).limit(1)
+        ).scalar_one()
+    return text
+
+
+def rows(folder: CoordinatorFolder, query: Any) -> list[dict[str, Any]]:
+    """Run one query; raises as `reading`."""
+    with reading(folder) as engine, engine.connect() as connection:
+        return [dict(row) for row in connection.execute(query).mappings()]
+
+
+@contextmanager
+def reading(folder: CoordinatorFolder) -> Iterator[Engine]:
+    """Open the database of a coordinator's folder, beside a running `serve` or without one.
+
+    Raises
+    ------
+    UsageError
+        If the folder is not a coordinator's.
+    UnavailableError
+        If the database cannot be opened.
+    """
+    read_settings(folder.settings)
+    engine = sqlite_engine(folder.database)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def change(folder: CoordinatorFolder, function: Callable[[Transaction], T]) -> T:
+    """Apply one change to the database, beside a running `serve` or without one."""
+    engine = sqlite_engine(folder.database)
+    writer = Writer(engine)
+    try:
+        return writer.submit(
+            lambda connection: function(Transaction(connection, system_clock()))
+        ).result()
+    finally:
+        writer.close()
+        engine.dispose()
+
+
+def _new_token(
+    transaction: Transaction,
+    folder: CoordinatorFolder,
+    consortium: str,
+    site: str,
+    address: Address,
+    enrolment_address: Address,
+    valid_hours: float,
+) -> EnrolmentToken:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    certificate = load_certificate(folder.ca_certificate.read_bytes())
+    token = EnrolmentToken(
+        consortium=consortium,
+        site=site,
+        address=str(address),
+        enrolment_address=str(enrolment_address),
+        ca_certificate=certificate.public_bytes(Encoding.DER),
+        secret=secrets.token_bytes(32),
+        expires_at_ms=transaction.now_ms + int(valid_hours * 3_600_000),
+    )
+    add_token(transaction, token)
+    return token
+
+
+def _reachable(host: str) -> str:
+    """Name sites can dial: "all interfaces" is no address to put into a certificate."""
+    return socket.getfqdn() if host in ("0.0.0.0", "::") else host  # noqa: S104
+
+
+def read_dictionary_file(path: Path) -> str:
+    """Read the text of a dictionary file.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be read as UTF-8 text.
+    """
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"dictionary {path} cannot be read: {error}") from None

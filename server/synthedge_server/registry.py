@@ -1,0 +1,179 @@
+"""Gap reports: stored once they are believed, turned into hole profiles and proposals for every site."""
+
+from typing import Final
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from synthedge_core.dictionary import Dictionary
+from synthedge_core.grids import NamedGrid
+from synthedge_core.holes import GridStatistics, VoxelProfile, hole_profile
+from synthedge_core.matching import rank_donors
+from synthedge_protocols.errors import ReplayError
+from synthedge_protocols.statements import Verified
+from synthedge_protocols.v1 import coordinator_pb2 as wire
+from synthedge_protocols.v1 import statements_pb2 as pb
+from synthedge_server import store
+from synthedge_server.ledger import Transaction
+from synthedge_server.report_checks import check_report
+
+Statistics = dict[str, GridStatistics]
+
+# Keeps one message of proposals far below the message limit, however many sites there are.
+DONORS_PER_GAP: Final = 10
+
+
+class Registry:
+    """What sites published under one dictionary, and what follows from it.
+
+    Rules: a release has one report, byte for byte; a site's newest release is its current report; nothing is
+    sent to anybody before `policy.min_sites` sites have reported, because the mean of one other site would be
+    that site's own numbers.
+
+    Parameters
+    ----------
+    dictionary : Dictionary
+        The current one; reports under another are refused before they come here.
+    """
+
+    def __init__(self, dictionary: Dictionary) -> None:
+        self.dictionary = dictionary
+        self.digest = bytes.fromhex(dictionary.digest)
+        self.grids = {spec.name: NamedGrid(dictionary, spec) for spec in dictionary.grids}
+
+    def accept(self, transaction: Transaction, verified: Verified[pb.GapReport]) -> None:
+        """Store a report and tell every reporting site what follows from all current ones.
+
+        Raises
+        ------
+        MalformedError, PolicyError
+            See `report_checks.check_report`.
+        ReplayError
+            If the release already has a report with other content.
+        """
+        report = verified.payload
+        check_report(report, self.dictionary, self.grids)
+        connection, table = transaction.connection, store.reports
+        stored = connection.execute(
+            select(table.c.payload).where(
+                table.c.site == verified.site,
+                table.c.dictionary_digest == self.digest,
+                table.c.release_id == report.release_id,
+            )
+        ).scalar_one_or_none()
+        if stored is not None:
+            if stored != verified.payload_bytes:
+                raise ReplayError(
+                    f"release {report.release_id.hex()[:8]} of site '{verified.site}' has a report "
+                    "with other content already; a new report needs a new release"
+                )
+            return
+        connection.execute(
+            update(table)
+            .where(table.c.site == verified.site, table.c.dictionary_digest == self.digest)
+            .values(is_current=False)
+        )
+        connection.execute(
+            insert(table).values(
+                site=verified.site,
+                dictionary_digest=self.digest,
+                release_id=report.release_id,
+                payload=verified.payload_bytes,
+                received_at_ms=transaction.now_ms,
+                is_current=True,
+            )
+        )
+        self._tell_everybody(transaction)
+
+    def current(self, connection: Connection) -> dict[str, Statistics]:
+        """Current reports of all active sites: site to grid to what it published there."""
+        table = store.reports
+        rows = connection.execute(
+            select(table.c.site, table.c.payload)
+            .join(store.sites, store.sites.c.site == table.c.site)
+            .where(
+                table.c.dictionary_digest == self.digest,
+                table.c.is_current,
+                store.sites.c.state == "active",
+            )
+            .order_by(table.c.site)
+        )
+        return {
+            row.site: check_report(
+                pb.GapReport.FromString(row.payload), self.dictionary, self.grids
+            )
+            for row in rows
+        }
+
+    def _tell_everybody(self, transaction: Transaction) -> None:
+        reports = self.current(transaction.connection)
+        if len(reports) < self.dictionary.policy.min_sites:
+            return
+        for site in reports:
+            proposals = self._proposals(site, reports)
+            transaction.post(site, wire.InboxMessage(profile=self._profile(site, reports)))
+            transaction.post(site, wire.InboxMessage(proposals=proposals))
+            transaction.connection.execute(
+                delete(store.proposals).where(store.proposals.c.site == site)
+            )
+            transaction.connection.execute(
+                insert(store.proposals).values(
+                    site=site,
+                    message=proposals.SerializeToString(),
+                    made_at_ms=transaction.now_ms,
+                )
+            )
+        transaction.record("coordinator", "matched", "all", f"{len(reports)} sites have reported")
+
+    def _profile(self, site: str, reports: dict[str, Statistics]) -> wire.HoleProfile:
+        profile = wire.HoleProfile(dictionary_digest=self.digest)
+        min_others = self.dictionary.policy.min_sites - 1
+        for name in reports[site]:
+            others = [r[name] for other, r in reports.items() if other != site and name in r]
+            if len(others) >= min_others:
+                profile.grids.append(_grid_profile(name, hole_profile(others, min_others)))
+        return profile
+
+    def _proposals(self, site: str, reports: dict[str, Statistics]) -> wire.Proposals:
+        policy = self.dictionary.policy
+        message = wire.Proposals(dictionary_digest=self.digest)
+        for name in reports[site]:
+            grid = self.grids[name]
+            matches = rank_donors(
+                grid,
+                site,
+                {other: report[name] for other, report in reports.items() if name in report},
+                similarity=policy.similarity,
+                min_shared_features=policy.min_shared_features,
+                min_others=policy.min_sites - 1,
+            )
+            message.proposals.extend(
+                wire.Proposal(
+                    grid=name,
+                    voxel=grid.index_of(match.voxel),
+                    donor=match.donor,
+                    donor_voxel=grid.index_of(match.donor_voxel),
+                    similarity=match.similarity,
+                    rank=match.rank,
+                    reason=match.reason,
+                )
+                for match in matches
+                if match.rank <= DONORS_PER_GAP
+            )
+        return message
+
+
+def _grid_profile(name: str, profile: VoxelProfile) -> wire.GridProfile:
+    return wire.GridProfile(
+        grid=name,
+        n_sites=profile.n_sites,
+        voxels=[
+            wire.VoxelProfile(
+                positive_share=float(profile.f[i]),
+                positive_share_var=float(profile.v_f[i]),
+                odds_ratio=float(profile.o[i]),
+                odds_ratio_var=float(profile.v_o[i]),
+                known=bool(profile.known[i]),
+            )
+            for i in range(len(profile.f))
+        ],
+    )

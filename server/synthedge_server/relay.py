@@ -1,0 +1,145 @@
+"""The spool of sealed bytes: one file a transfer, appended durably, read from any offset.
+
+Rules of `Spool`:
+
+1. A file's size is what is durably stored: each append is fsynced before it is answered.
+2. An append must start exactly where the file ends, so that two streams of one transfer, or a repeated
+   chunk, can never interleave.
+3. A file belongs to one shipment of one transfer (see `spool_key`): bytes of a shipment that a new approval
+   replaced can never be continued by the next one's.
+
+The methods block; the servicer calls them in threads.
+"""
+
+import fcntl
+import hashlib
+import os
+from pathlib import Path
+from typing import Final
+
+from synthedge_protocols.errors import LifecycleError, LimitExceededError
+
+# The best chunk for gRPC on this kind of machine lies between 512 KiB and 1 MiB.
+CHUNK_BYTES: Final = 512 * 1024
+
+
+def spool_key(transfer_id: bytes, ciphertext_digest: bytes) -> bytes:
+    """Name the file of a transfer's shipment; both arguments and the result are 32 bytes."""
+    return hashlib.sha256(transfer_id + ciphertext_digest).digest()
+
+
+class Spool:
+    """Sealed bytes on disk.
+
+    Parameters
+    ----------
+    folder : Path
+        Created with mode 0700 if missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self._folder = folder
+
+    def stored_bytes(self, key: bytes) -> int:
+        """Count what is durably stored under a key; 0 if nothing is."""
+        try:
+            return self._path(key).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def append(self, key: bytes, offset: int, data: bytes, limit: int) -> int:
+        """Append one chunk and wait until it is on disk.
+
+        Parameters
+        ----------
+        key : bytes
+            See `spool_key`.
+        offset : int
+            Where the sender believes the file ends. Unit: bytes.
+        data : bytes
+            The chunk.
+        limit : int
+            Size of the whole ciphertext as its shipment announced it. Unit: bytes.
+
+        Returns
+        -------
+        int
+            Bytes stored now.
+
+        Raises
+        ------
+        LifecycleError
+            If `offset` is not where the file ends.
+        LimitExceededError
+            If the chunk would exceed `limit`.
+        """
+        path = self._path(key)
+        is_new = not path.exists()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            size = os.fstat(descriptor).st_size
+            if offset != size:
+                raise LifecycleError(
+                    f"the chunk starts at byte {offset}, {size} bytes are stored; "
+                    "ask GetUpload and go on there"
+                )
+            if size + len(data) > limit:
+                raise LimitExceededError(
+                    f"the upload exceeds the {limit} bytes its shipment announced"
+                )
+            written = 0
+            while written < len(data):
+                written += os.pwrite(descriptor, data[written:], size + written)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if is_new:
+            self._sync_folder()
+        return size + len(data)
+
+    def digest(self, key: bytes) -> bytes:
+        """SHA-256 of everything stored under a key."""
+        with self._path(key).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+
+    def read(self, key: bytes, offset: int) -> bytes:
+        """Read the chunk at an offset: at most `CHUNK_BYTES`, empty at the end.
+
+        Raises
+        ------
+        LifecycleError
+            If the bytes were deleted meanwhile: the transfer ended.
+        """
+        try:
+            with self._path(key).open("rb") as file:
+                file.seek(offset)
+                return file.read(CHUNK_BYTES)
+        except FileNotFoundError:
+            raise LifecycleError("the sealed bytes are gone; the transfer has ended") from None
+
+    def delete(self, key: bytes) -> None:
+        """Delete what is stored under a key; nothing happens if nothing is."""
+        self._path(key).unlink(missing_ok=True)
+        self._sync_folder()
+
+    def sweep(self, live: set[bytes]) -> int:
+        """Delete every file whose key is not among the live ones; return how many."""
+        orphans = [path for path in self._folder.iterdir() if bytes.fromhex(path.name) not in live]
+        for path in orphans:
+            path.unlink(missing_ok=True)
+        if orphans:
+            self._sync_folder()
+        return len(orphans)
+
+    def _path(self, key: bytes) -> Path:
+        return self._folder / key.hex()
+
+    def _sync_folder(self) -> None:
+        # Without it a new or removed name may not survive a loss of power.
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,319 @@
+"""One running coordinator: two ports, the housekeeping, and an orderly end."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+# Before gRPC makes its first credentials: with an ECDSA certificate this RSA suite leaves nothing of TLS 1.2, and
+# TLS 1.3 has suites of its own. gRPC has no setting for a version floor.
+os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
+# gRPC's own lines about strangers' broken handshakes are not ours to write.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import grpc
+from cryptography import x509
+from sqlalchemy import select
+
+from synthedge_core.dictionary import parse_dictionary
+from synthedge_core.errors import RefusedError
+from synthedge_protocols.certificates import CERTIFICATE_DAYS, load_certificate, pem
+from synthedge_protocols.errors import IdentityError, UnavailableError
+from synthedge_protocols.limits import Limits
+from synthedge_protocols.v1 import coordinator_pb2 as wire
+from synthedge_protocols.v1 import coordinator_pb2_grpc as rpc
+from synthedge_protocols.writer import Writer, sqlite_engine
+from synthedge_server import store
+from synthedge_server.authority import certify_server, load_tls_key
+from synthedge_server.boundary import Boundary
+from synthedge_server.broker import Broker
+from synthedge_server.callers import Callers, Context
+from synthedge_server.enrolment import Enrolment
+from synthedge_server.folder import CoordinatorFolder
+from synthedge_server.intake import Intake
+from synthedge_server.ledger import Ledger, system_clock
+from synthedge_server.log import log
+from synthedge_server.registry import Registry
+from synthedge_server.relay import Spool, spool_key
+from synthedge_server.servicer import CoordinatorServicer
+from synthedge_server.settings import Address, Settings, read_settings
+
+_GRACE_S: Final = 3.0
+# A revoked site's streams end within a second of the operator's command.
+_TICK_S: Final = 0.5
+
+
+class EnrolmentServicer(rpc.EnrolmentServicer):
+    """What a site without a certificate may call."""
+
+    def __init__(self, enrolment: Enrolment) -> None:
+        self._enrolment = enrolment
+
+    async def Enrol(self, request: wire.EnrolRequest, context: Context) -> wire.EnrolResponse:
+        """Turn a token into a certificate."""
+        response = await self._enrolment.enrol(request)
+        log("enrolled", site=request.site)
+        return response
+
+
+class Coordinator:
+    """A started coordinator.
+
+    Attributes
+    ----------
+    sites_port, enrolment_port : int
+        Where it listens, also when the settings said 0.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        broker: Broker,
+        servicer: CoordinatorServicer,
+        servers: tuple[grpc.aio.Server, grpc.aio.Server],
+        ports: tuple[int, int],
+    ) -> None:
+        self._ledger = ledger
+        self._broker = broker
+        self._servicer = servicer
+        self._servers = servers
+        self.sites_port, self.enrolment_port = ports
+        self._housekeeping = asyncio.create_task(self._keep_house())
+
+    async def until(self, stop: asyncio.Event) -> None:
+        """Wait for an event, or raise what ended the housekeeping: without it nothing expires."""
+        waiting = asyncio.create_task(stop.wait())
+        await asyncio.wait({waiting, self._housekeeping}, return_when=asyncio.FIRST_COMPLETED)
+        if self._housekeeping.done():
+            waiting.cancel()
+            await self._housekeeping
+
+    async def stop(self) -> None:
+        """End streams with a status, let calls finish, close the ports."""
+        self._servicer.stop()
+        await asyncio.gather(*(server.stop(_GRACE_S) for server in self._servers))
+        self._housekeeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._housekeeping
+
+    async def _keep_house(self) -> None:
+        """Expire transfers, sweep the spool and cut off suspended sites, until cancelled."""
+        inactive: set[str] = set()
+        while True:
+            inactive = await self._tidy(inactive)
+            await asyncio.sleep(_TICK_S)
+
+    async def _tidy(self, inactive_before: set[str]) -> set[str]:
+        with self._ledger.engine.connect() as connection:
+            inactive = set(
+                connection.execute(
+                    select(store.sites.c.site).where(store.sites.c.state != "active")
+                ).scalars()
+            )
+            is_late = connection.execute(
+                select(store.transfers.c.transfer_id)
+                .where(store.transfers.c.expires_at_ms <= self._ledger.clock())
+                .limit(1)
+            ).first()
+            uploads = connection.execute(
+                select(store.uploads.c.transfer_id, store.uploads.c.ciphertext_digest)
+            ).all()
+        if is_late is not None:
+            n_expired = await self._ledger.write(self._broker.expire)
+            log("expired", transfers=n_expired)
+        live = {spool_key(row.transfer_id, row.ciphertext_digest) for row in uploads}
+        await asyncio.to_thread(self._ledger.spool.sweep, live)
+        if inactive != inactive_before:
+            # Another process wrote that, and perhaps endings into inboxes too.
+            self._ledger.wake()
+        return inactive
+
+
+@asynccontextmanager
+async def running(
+    folder: CoordinatorFolder,
+    *,
+    clock: Callable[[], int] = system_clock,
+    limits: Limits | None = None,
+) -> AsyncIterator[Coordinator]:
+    """Run a coordinator for as long as the body runs.
+
+    Parameters
+    ----------
+    folder : CoordinatorFolder
+        Made by `synthedge-coordinator init`.
+    clock : callable
+        Milliseconds since the Unix epoch.
+    limits : Limits, optional
+        Bounds on peers.
+
+    Raises
+    ------
+    RefusedError
+        If another coordinator runs on the folder.
+    UsageError, IdentityError
+        If the folder is not one, or its keys cannot be read.
+    UnavailableError
+        If a port is taken or the database cannot be opened.
+    """
+    limits = limits or Limits()
+    settings = read_settings(folder.settings)
+    with _only_one(folder):
+        engine = sqlite_engine(folder.database)
+        writer = Writer(engine)
+        try:
+            ledger = Ledger(engine, writer, Spool(folder.spool), clock)
+            coordinator = await _start(folder, settings, ledger, limits)
+            try:
+                yield coordinator
+            finally:
+                await coordinator.stop()
+        finally:
+            writer.close()
+            engine.dispose()
+
+
+async def serve(folder: CoordinatorFolder, announce: Callable[[Address, Address], None]) -> None:
+    """Run a coordinator until SIGTERM or SIGINT.
+
+    Parameters
+    ----------
+    folder : CoordinatorFolder
+    announce : callable
+        Called with both addresses once sites can connect.
+
+    Raises
+    ------
+    SynthEdgeError, ProtocolError
+        As `running`.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(folder) as coordinator:
+        settings = read_settings(folder.settings)
+        announce(
+            Address(host=settings.listen.host, port=coordinator.sites_port),
+            Address(host=settings.enrolment_listen.host, port=coordinator.enrolment_port),
+        )
+        log("ready", sites=coordinator.sites_port, enrolment=coordinator.enrolment_port)
+        await coordinator.until(stop)
+        log("stopping")
+
+
+async def _start(
+    folder: CoordinatorFolder, settings: Settings, ledger: Ledger, limits: Limits
+) -> Coordinator:
+    with ledger.engine.connect() as connection:
+        document = connection.execute(
+            select(store.dictionaries).order_by(store.dictionaries.c.set_at_ms.desc()).limit(1)
+        ).one()
+    registry = Registry(parse_dictionary(document.toml))
+    broker = Broker(registry, limits)
+    ca_certificate = load_certificate(folder.ca_certificate.read_bytes())
+    chain = _server_certificate(folder, settings, ledger.clock()) + pem(ca_certificate)
+    pair = (load_tls_key(folder).pem(), chain)
+    callers = Callers(settings.consortium, ca_certificate, ledger)
+    intake = Intake(settings.consortium, ledger, registry, broker, limits)
+    servicer = CoordinatorServicer(callers, intake, broker, ledger, limits)
+
+    sites = _server(Boundary(callers.site_of), limits)
+    rpc.add_CoordinatorServicer_to_server(servicer, sites)
+    enrolment = _server(Boundary(_anybody_over_tls_13), limits)
+    rpc.add_EnrolmentServicer_to_server(
+        EnrolmentServicer(
+            Enrolment(
+                settings.consortium,
+                folder,
+                ledger,
+                wire.DictionaryDocument(digest=document.digest, toml=document.toml),
+                limits,
+            )
+        ),
+        enrolment,
+    )
+    ports = (
+        _bind(
+            sites,
+            settings.listen,
+            grpc.ssl_server_credentials(
+                [pair], root_certificates=pem(ca_certificate), require_client_auth=True
+            ),
+        ),
+        _bind(enrolment, settings.enrolment_listen, grpc.ssl_server_credentials([pair])),
+    )
+    await sites.start()
+    await enrolment.start()
+    return Coordinator(ledger, broker, servicer, (sites, enrolment), ports)
+
+
+def _server(boundary: Boundary, limits: Limits) -> grpc.aio.Server:
+    options: list[tuple[str, Any]] = [
+        ("grpc.max_receive_message_length", limits.message_bytes),
+        # A port taken by another process must fail, not be shared.
+        ("grpc.so_reuseport", 0),
+        # Sites ping every 30 s, so that clouds do not drop an idle inbox stream after 4 minutes; a server
+        # that does not expect that answers ENHANCE_YOUR_CALM.
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+    ]
+    return grpc.aio.server(interceptors=[boundary], options=options)
+
+
+def _bind(server: grpc.aio.Server, address: Address, credentials: grpc.ServerCredentials) -> int:
+    try:
+        return server.add_secure_port(str(address), credentials)
+    except RuntimeError:
+        raise UnavailableError(
+            f"cannot listen on {address}: the port is taken or the address is not this machine's; "
+            "change coordinator.toml"
+        ) from None
+
+
+def _anybody_over_tls_13(context: Context) -> str:
+    if list((context.auth_context() or {}).get("ssl_tls_version", ())) != [b"TLSv1.3"]:
+        raise IdentityError("the connection is not TLS 1.3; update the site's software")
+    return "not enrolled"
+
+
+def _server_certificate(folder: CoordinatorFolder, settings: Settings, now_ms: int) -> bytes:
+    """Return the TLS certificate, a new one if it is past half its life or names other hosts."""
+    if folder.tls_certificate.exists():
+        certificate = load_certificate(folder.tls_certificate.read_bytes())
+        left = certificate.not_valid_after_utc - datetime.fromtimestamp(now_ms / 1000, UTC)
+        if left > timedelta(days=CERTIFICATE_DAYS / 2) and _hosts(certificate) == set(
+            settings.names
+        ):
+            return pem(certificate)
+    certificate = certify_server(folder)
+    staged = folder.tls_certificate.with_suffix(".new")
+    staged.write_bytes(pem(certificate))
+    staged.replace(folder.tls_certificate)
+    log("server-certificate-issued", expires=str(certificate.not_valid_after_utc))
+    return pem(certificate)
+
+
+def _hosts(certificate: x509.Certificate) -> set[str]:
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return {str(name.value) for name in names}
+
+
+@contextmanager
+def _only_one(folder: CoordinatorFolder) -> Iterator[None]:
+    """Hold the folder's lock; the system lets go of it however the process ends."""
+    with folder.lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RefusedError(
+                f"another coordinator runs on {folder.path}; stop it before starting a second one"
+            ) from None
+        yield

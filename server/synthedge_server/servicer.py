@@ -1,0 +1,237 @@
+"""The coordinator's RPCs: thin shells around intake, broker, inbox and spool."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from sqlalchemy import Row, select
+
+from synthedge_protocols.errors import (
+    DeadlineError,
+    LifecycleError,
+    LimitExceededError,
+    MalformedError,
+    ProtocolError,
+    UnavailableError,
+    VerificationError,
+)
+from synthedge_protocols.lifecycle import Party, State
+from synthedge_protocols.limits import Limits
+from synthedge_protocols.v1 import coordinator_pb2 as wire
+from synthedge_protocols.v1 import coordinator_pb2_grpc as rpc
+from synthedge_protocols.v1 import statements_pb2 as pb
+from synthedge_server import store
+from synthedge_server.broker import Broker
+from synthedge_server.callers import Callers, Context
+from synthedge_server.inbox import messages_after
+from synthedge_server.intake import Intake
+from synthedge_server.ledger import Ledger
+from synthedge_server.log import log
+from synthedge_server.relay import spool_key
+from synthedge_server.transfer_records import transfer_of, upload_of, waiting_for
+
+_UPLOADED = (State.RELAYED, State.DELIVERED, State.ACTIVE, State.REFUSED, State.PURGED)
+
+
+class CoordinatorServicer(rpc.CoordinatorServicer):
+    """What an enrolled site may call.
+
+    Parameters
+    ----------
+    callers : Callers
+        Whose call it is; asked again whenever a stream goes on.
+    intake : Intake
+    broker : Broker
+    ledger : Ledger
+    limits : Limits
+    """
+
+    def __init__(
+        self, callers: Callers, intake: Intake, broker: Broker, ledger: Ledger, limits: Limits
+    ) -> None:
+        self._callers = callers
+        self._intake = intake
+        self._broker = broker
+        self._ledger = ledger
+        self._limits = limits
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """Let every open inbox stream end with a status, so that sites connect again at once."""
+        self._is_stopping = True
+        self._ledger.wake()
+
+    async def Submit(self, request: pb.SignedStatement, context: Context) -> wire.SubmitReceipt:
+        """Take one signed statement in."""
+        site = self._callers.site_of(context)
+        try:
+            return await self._intake.submit(site, request)
+        except ProtocolError as error:
+            await self._intake.note_refusal(site, error)
+            raise
+
+    async def Inbox(
+        self, request: wire.InboxRequest, context: Context
+    ) -> AsyncIterator[wire.InboxMessage]:
+        """Send what lies behind a sequence number, and new messages as they come."""
+        site = self._callers.site_of(context)
+        after = request.after
+        bell = self._ledger.listen(site)
+        try:
+            while True:
+                bell.clear()
+                batch = messages_after(self._ledger.engine, site, after, self._limits.inbox_batch)
+                for message in batch:
+                    yield message
+                    after = message.sequence
+                if len(batch) == self._limits.inbox_batch:
+                    continue
+                if not request.follow:
+                    return
+                await bell.wait()
+                if self._is_stopping:
+                    raise UnavailableError("the coordinator is stopping; connect again")
+                # A bell also rings when sites were suspended or revoked.
+                self._callers.site_of(context)
+        finally:
+            self._ledger.unlisten(site, bell)
+
+    async def GetDirectory(
+        self, request: wire.DirectoryRequest, context: Context
+    ) -> wire.Directory:
+        """List the keys of all active sites."""
+        sites, keys = store.sites, store.keys
+        with self._ledger.engine.connect() as connection:
+            rows = connection.execute(
+                select(sites.c.site, sites.c.statement_public_key, keys.c.statement)
+                .join(keys, keys.c.key_id == sites.c.hpke_key_id)
+                .where(sites.c.state == "active")
+                .order_by(sites.c.site)
+            ).all()
+        return wire.Directory(
+            sites=[
+                pb.SiteKeys(
+                    site=row.site,
+                    statement_public_key=row.statement_public_key,
+                    hpke_key=pb.SignedStatement.FromString(row.statement),
+                )
+                for row in rows
+            ]
+        )
+
+    async def GetDictionary(
+        self, request: wire.DictionaryRequest, context: Context
+    ) -> wire.DictionaryDocument:
+        """Send the current dictionary, or the one of a digest."""
+        table = store.dictionaries
+        query = select(table).order_by(table.c.set_at_ms.desc()).limit(1)
+        if request.digest:
+            query = query.where(table.c.digest == request.digest)
+        with self._ledger.engine.connect() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            raise MalformedError(f"there is no dictionary {request.digest.hex()[:12]}")
+        return wire.DictionaryDocument(digest=row.digest, toml=row.toml)
+
+    async def GetUpload(self, request: wire.UploadQuery, context: Context) -> wire.UploadProgress:
+        """Say how much of a shipment is durably stored: where an upload goes on."""
+        site = self._callers.site_of(context)
+        with self._ledger.engine.connect() as connection:
+            transfer = transfer_of(connection, request.transfer_id, site, Party.DONOR)
+        if State(transfer.state) in _UPLOADED:
+            return wire.UploadProgress(complete=True)
+        upload = self._announced(request.transfer_id, site)
+        return await self._progress(request.transfer_id, upload)
+
+    async def Upload(
+        self, request_iterator: AsyncIterator[wire.UploadChunk], context: Context
+    ) -> wire.UploadProgress:
+        """Append chunks of one shipment; each is on disk before the next is read."""
+        progress: wire.UploadProgress | None = None
+        transfer_id: bytes | None = None
+        while (chunk := await self._next_chunk(request_iterator)) is not None:
+            # Every time: a site that was revoked meanwhile stores nothing more.
+            site = self._callers.site_of(context)
+            if transfer_id not in (None, chunk.transfer_id):
+                raise MalformedError("one upload stream carries one transfer")
+            transfer_id = chunk.transfer_id
+            if not 0 < len(chunk.data) <= self._limits.chunk_bytes:
+                raise LimitExceededError(
+                    f"a chunk of {len(chunk.data)} bytes; expected 1 to {self._limits.chunk_bytes}"
+                )
+            upload = self._announced(transfer_id, site)
+            await asyncio.to_thread(
+                self._ledger.spool.append,
+                spool_key(transfer_id, upload.ciphertext_digest),
+                chunk.offset,
+                chunk.data,
+                upload.ciphertext_bytes,
+            )
+            progress = await self._progress(transfer_id, upload)
+        if progress is None:
+            raise MalformedError("the upload stream carried no chunk")
+        return progress
+
+    async def Download(
+        self, request: wire.DownloadRequest, context: Context
+    ) -> AsyncIterator[wire.DownloadChunk]:
+        """Send the sealed bytes from an offset on, to their recipient only."""
+        offset = request.offset
+        while True:
+            site = self._callers.site_of(context)
+            with self._ledger.engine.connect() as connection:
+                waiting_for(connection, request.transfer_id, site)
+                upload = upload_of(connection, request.transfer_id)
+            if upload is None or offset > upload.ciphertext_bytes:
+                raise LifecycleError(f"nothing of this transfer lies at byte {offset}")
+            key = spool_key(request.transfer_id, upload.ciphertext_digest)
+            data = await asyncio.to_thread(self._ledger.spool.read, key, offset)
+            if not data:
+                return
+            yield wire.DownloadChunk(offset=offset, data=data)
+            offset += len(data)
+
+    async def ReleaseKey(self, request: wire.KeyRequest, context: Context) -> pb.SignedStatement:
+        """Hand out the sealed key after a last look at who was suspended."""
+        site = self._callers.site_of(context)
+        shipment = await self._ledger.write(
+            lambda t: self._broker.release_key(t, site, request.transfer_id)
+        )
+        return pb.SignedStatement.FromString(shipment)
+
+    async def _next_chunk(self, chunks: AsyncIterator[wire.UploadChunk]) -> wire.UploadChunk | None:
+        try:
+            async with asyncio.timeout(self._limits.stream_idle_s):
+                return await anext(chunks, None)
+        except TimeoutError:
+            raise DeadlineError(
+                f"no chunk came for {self._limits.stream_idle_s:g} s; ask GetUpload and go on there"
+            ) from None
+
+    def _announced(self, transfer_id: bytes, site: str) -> Row[Any]:
+        with self._ledger.engine.connect() as connection:
+            transfer_of(connection, transfer_id, site, Party.DONOR)
+            upload = upload_of(connection, transfer_id)
+        if upload is None:
+            raise LifecycleError(
+                f"transfer {transfer_id.hex()[:8]} has no shipment yet; submit it before its bytes"
+            )
+        return upload
+
+    async def _progress(self, transfer_id: bytes, upload: Row[Any]) -> wire.UploadProgress:
+        """Say what is stored; if that is everything, check it and tell the recipient."""
+        spool = self._ledger.spool
+        key = spool_key(transfer_id, upload.ciphertext_digest)
+        stored = await asyncio.to_thread(spool.stored_bytes, key)
+        if stored < upload.ciphertext_bytes:
+            return wire.UploadProgress(stored_bytes=stored)
+        digest = await asyncio.to_thread(spool.digest, key)
+        if digest != upload.ciphertext_digest:
+            await asyncio.to_thread(spool.delete, key)
+            raise VerificationError(
+                f"the bytes uploaded for transfer {transfer_id.hex()[:8]} are not those its shipment "
+                "announced and were deleted; upload again from byte 0"
+            )
+        await self._ledger.write(lambda t: self._broker.relayed(t, transfer_id, digest))
+        log("relayed", transfer=transfer_id.hex(), bytes=stored)
+        return wire.UploadProgress(stored_bytes=stored, complete=True)

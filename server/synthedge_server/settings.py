@@ -1,0 +1,148 @@
+"""`coordinator.toml`: read once, checked as a whole, passed down."""
+
+import ipaddress
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from synthedge_core.errors import UsageError
+from synthedge_core.toml_reader import TableReader
+from synthedge_protocols.errors import MalformedError
+from synthedge_protocols.names import check_name
+
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Address:
+    """Where a port listens; port 0 lets the system choose."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What the operator decides about one coordinator.
+
+    Attributes
+    ----------
+    consortium : str
+        The consortium's name, one DNS label; part of every certificate and signature.
+    listen : Address
+        The port of enrolled sites (client certificates required).
+    enrolment_listen : Address
+        The port of sites that have a token and no certificate yet.
+    names : tuple of str
+        Host names and IP addresses that sites reach this coordinator by; they stand in its TLS certificate.
+        The first one is what an enrolment token tells a site to connect to.
+    """
+
+    consortium: str
+    listen: Address
+    enrolment_listen: Address
+    names: tuple[str, ...]
+
+
+def parse_address(text: str) -> Address:
+    """Read ``host:port``.
+
+    Raises
+    ------
+    UsageError
+        If the host is neither a name nor an IP address, or the port is not in [0, 65535].
+    """
+    host, separator, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not separator or not is_host(host) or not re.fullmatch(r"\d{1,5}", port):
+        raise UsageError(f"address {text[:100]!r} is not host:port, e.g. 127.0.0.1:7443")
+    if int(port) > 65535:
+        raise UsageError(f"address {text!r}: port {port} is above 65535")
+    return Address(host=host, port=int(port))
+
+
+def is_host(text: str) -> bool:
+    """Tell whether a text is an IP address or could be a host name."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return _HOST_NAME.fullmatch(text) is not None
+    return True
+
+
+def parse_settings(text: str) -> Settings:
+    """Check the text of `coordinator.toml`.
+
+    Raises
+    ------
+    UsageError
+        Naming every problem of the file at once, unknown keys included.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"coordinator.toml is not TOML: {error}") from None
+    problems: list[str] = []
+    reader = TableReader(table, "coordinator.toml", problems)
+    consortium = reader.text("consortium", required=True) or ""
+    if consortium:
+        try:
+            check_name("consortium", consortium)
+        except MalformedError as error:
+            problems.append(f"coordinator.toml: {error}")
+    addresses = []
+    for key in ("listen", "enrolment_listen"):
+        try:
+            addresses.append(parse_address(reader.text(key, required=True) or "0.0.0.0:0"))
+        except UsageError as error:
+            problems.append(f"coordinator.toml: {key}: {error}")
+    names = reader.texts("names", required=True)
+    if not all(is_host(name) for name in names):
+        reader.note("names", "must be host names or IP addresses")
+    reader.finish()
+    if problems:
+        raise UsageError("; ".join(problems))
+    listen, enrolment_listen = addresses
+    return Settings(
+        consortium=consortium, listen=listen, enrolment_listen=enrolment_listen, names=names
+    )
+
+
+def read_settings(path: Path) -> Settings:
+    """Read and check a settings file.
+
+    Raises
+    ------
+    UsageError
+        If there is no such file, or `parse_settings` refuses it.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path.parent} is not a coordinator's folder (no {path.name}); "
+            "run 'synthedge-coordinator init', or name the folder with --dir"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    return parse_settings(text)
+
+
+def settings_toml(settings: Settings) -> str:
+    """Write the file that `parse_settings` reads back to the same settings."""
+    import tomli_w
+
+    return tomli_w.dumps(
+        {
+            "consortium": settings.consortium,
+            "listen": str(settings.listen),
+            "enrolment_listen": str(settings.enrolment_listen),
+            "names": list(settings.names),
+        }
+    )

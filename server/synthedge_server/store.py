@@ -1,0 +1,153 @@
+"""Tables of the coordinator's database.
+
+Nothing in them describes a patient: keys, digests, voxel statistics that sites published, states and times.
+Sealed bytes lie beside the database (see `relay`), the keys that open them only ever pass through sealed.
+Times are milliseconds since the Unix epoch.
+"""
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+)
+
+METADATA: Final = MetaData()
+
+# state: active | suspended | revoked. `last_sequence` numbers the site's inbox without gaps being reused.
+sites: Final = Table(
+    "sites",
+    METADATA,
+    Column("site", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("statement_public_key", LargeBinary, nullable=False),
+    Column("hpke_key_id", LargeBinary, nullable=False),
+    Column("tls_key_digest", LargeBinary, nullable=False),
+    Column("last_sequence", BigInteger, nullable=False),
+    Column("enrolled_at_ms", BigInteger, nullable=False),
+)
+
+# HPKE keys as the sites signed them; a site's current one is named by `sites.hpke_key_id`.
+keys: Final = Table(
+    "keys",
+    METADATA,
+    Column("key_id", LargeBinary, primary_key=True),
+    Column("site", Text, ForeignKey("sites.site"), nullable=False),
+    Column("statement", LargeBinary, nullable=False),
+    Column("registered_at_ms", BigInteger, nullable=False),
+)
+
+# The SHA-256 of a secret only: who reads the database cannot enrol. What a used token bought is kept, so that
+# a site that lost the answer gets the same one again.
+tokens: Final = Table(
+    "tokens",
+    METADATA,
+    Column("secret_digest", LargeBinary, primary_key=True),
+    Column("site", Text, nullable=False),
+    Column("issued_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    Column("used_at_ms", BigInteger),
+    Column("request_digest", LargeBinary),
+    Column("certificate", LargeBinary),
+)
+
+dictionaries: Final = Table(
+    "dictionaries",
+    METADATA,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("toml", Text, nullable=False),
+    Column("set_at_ms", BigInteger, nullable=False),
+)
+
+# Every statement that was accepted, for ever: the same bytes get the same receipt.
+statements: Final = Table(
+    "statements",
+    METADATA,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("site", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("received_at_ms", BigInteger, nullable=False),
+)
+
+# One row a release; a site's current report under a dictionary is its newest one.
+reports: Final = Table(
+    "reports",
+    METADATA,
+    Column("site", Text, ForeignKey("sites.site"), primary_key=True),
+    Column("dictionary_digest", LargeBinary, primary_key=True),
+    Column("release_id", LargeBinary, primary_key=True),
+    Column("payload", LargeBinary, nullable=False),
+    Column("received_at_ms", BigInteger, nullable=False),
+    Column("is_current", Boolean, nullable=False),
+)
+
+# The newest proposals to each site, for `synthedge-coordinator matches`.
+proposals: Final = Table(
+    "proposals",
+    METADATA,
+    Column("site", Text, ForeignKey("sites.site"), primary_key=True),
+    Column("message", LargeBinary, nullable=False),
+    Column("made_at_ms", BigInteger, nullable=False),
+)
+
+inbox: Final = Table(
+    "inbox",
+    METADATA,
+    Column("site", Text, ForeignKey("sites.site"), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("message", LargeBinary, nullable=False),
+    Column("posted_at_ms", BigInteger, nullable=False),
+)
+
+transfers: Final = Table(
+    "transfers",
+    METADATA,
+    Column("transfer_id", LargeBinary, primary_key=True),
+    Column("recipient", Text, ForeignKey("sites.site"), nullable=False),
+    Column("donor", Text, ForeignKey("sites.site"), nullable=False),
+    Column("dictionary_digest", LargeBinary, nullable=False),
+    Column("grid", Text, nullable=False),
+    Column("voxel", Text, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("request_digest", LargeBinary, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("since_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger),
+    Column("reason", Text, nullable=False),
+    Column("requested_at_ms", BigInteger, nullable=False),
+)
+Index("transfers_by_expiry", transfers.c.expires_at_ms)
+
+# The donor's shipment while its sealed bytes are here; the row goes when they go, and a file in the spool
+# without a row is deleted.
+uploads: Final = Table(
+    "uploads",
+    METADATA,
+    Column("transfer_id", LargeBinary, ForeignKey("transfers.transfer_id"), primary_key=True),
+    Column("shipment", LargeBinary, nullable=False),
+    Column("ciphertext_digest", LargeBinary, nullable=False),
+    Column("ciphertext_bytes", BigInteger, nullable=False),
+    Column("completed_at_ms", BigInteger),
+)
+
+# The audit trail: written in the transaction of the change it tells about.
+events: Final = Table(
+    "events",
+    METADATA,
+    Column("event", Integer, primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+)
