@@ -2,7 +2,8 @@
 
 Rules
 -----
-- Only the writer writes; readers open their own connections on the engine.
+- A process writes through one `Writer`, or, if it is a single short command, on a connection with
+  the execution option `WRITES`; readers open their own connections on the engine.
 - A future has its result when the transaction that holds it is on disk, never before.
 - Functions run one after the other in the order of `submit`, each in its own savepoint.
 """
