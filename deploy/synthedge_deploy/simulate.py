@@ -10,6 +10,7 @@ import numpy as np
 from synthedge_client.gate import check_delivery
 from synthedge_client.outbound import deidentify
 from synthedge_client.protection import protect_dp, protect_threshold
+from synthedge_client.site_fill import neighbourhood
 from synthedge_core.dictionary import Dictionary
 from synthedge_core.fill_copula import MIN_NEAR_ROWS, copula_rows
 from synthedge_core.fill_schema import RowSchema
@@ -79,7 +80,7 @@ def simulate(cohort: Cohort, seed: int) -> Simulation:
     received = join([nothing, *deliveries.values()])
     synthetic = nothing
     if found is not None and len(received) >= MIN_NEAR_ROWS:
-        synthetic = _fill(cohort, grids[found[0]], found[1].voxel, received, seed)
+        synthetic = _fill(cohort, received, seed)
     return Simulation(
         grid=None if found is None else found[0],
         region=None if found is None else grids[found[0]].label(found[1].voxel),
@@ -180,10 +181,9 @@ def _deliveries(
     return deliveries
 
 
-def _fill(cohort: Cohort, grid: NamedGrid, voxel: int, received: Samples, seed: int) -> Samples:
-    """As many synthetic positives as real ones came, drawn around those and the region's own."""
-    own = cohort.recipient.samples
-    near = join([received, own.rows(own.positive & (grid.assign(own.values) == voxel))])
-    schema = RowSchema.of_features(cohort.dictionary.features)
-    rows = copula_rows(near.values, len(received), schema, seed=seed)
+def _fill(cohort: Cohort, received: Samples, seed: int) -> Samples:
+    """As many synthetic positives as real ones came, drawn as a site's own fill draws them."""
+    own, dictionary = cohort.recipient.samples, cohort.dictionary
+    near = neighbourhood(received.values, own.values[own.positive], dictionary)
+    rows = copula_rows(near, len(received), RowSchema.of_features(dictionary.features), seed=seed)
     return Samples(rows, np.ones(len(rows), dtype=np.bool_))
