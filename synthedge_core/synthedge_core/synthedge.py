@@ -9,36 +9,28 @@ Example
 >>> engine.quality_report(held_out_rows)
 """
 
-import math
 from collections.abc import Callable, Collection, Sequence
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from synthedge_core.columns import Column, analysis_matrix, as_type, decode, encode, infer_columns
+from synthedge_core.analysis import Analysis
+from synthedge_core.columns import Column, as_type, decode, encode, infer_columns
 from synthedge_core.dictionary import Dictionary
 from synthedge_core.errors import TableError, UsageError
 from synthedge_core.fill import FilledRows, VoxelReport, fill_gaps
 from synthedge_core.fill_constraints import parse_constraints
-from synthedge_core.fill_engines import FillTable, Gap, make_engine
-from synthedge_core.fill_schema import RowSchema
+from synthedge_core.fill_engines import Gap, make_engine
 from synthedge_core.labels import LabelClass, read_labels
-from synthedge_core.scan import Scan, Voxel, scan
 from synthedge_core.severity import seed_severity
 
 FloatArray = npt.NDArray[np.float64]
 
 MIN_ROWS = 20
 MIN_POSITIVES = 5
-# Positive rows around a gap that an engine learns from.
-NEAR_ROWS = 40
-# The published package's number of rows per voxel.
-_ROWS_PER_OBSERVED = 3
-_MIN_ROWS_PER_VOXEL = 3
-
 ORIGIN_COLUMN = "_origin"
 VOXEL_COLUMN = "_voxel"
 
@@ -120,10 +112,9 @@ class SynthEdge:
         self._check_size()
         self.analysed: tuple[Column, ...] = tuple(c for c in self.columns if c.kind is not None)
         self.values: FloatArray = encode(self._labelled, self.analysed)
-        self.matrix, self.axis_names = analysis_matrix(self.values, self.analysed)
         self.constraints = parse_constraints(constraints, self.analysed, self.values)
-        self._scans: dict[int, Scan] = {}
-        self._scan_settings: dict[str, Any] = {}
+        self._analyses: dict[int, Analysis] = {}
+        self._settings: dict[str, Any] = {}
         self._filled: FilledRows | None = None
 
     def _check_size(self) -> None:
@@ -150,12 +141,19 @@ class SynthEdge:
         """The classes looked at that have at least 5 rows, rarest first."""
         return tuple(c for c in self.labels.classes if c.n_positive >= MIN_POSITIVES)
 
-    def scan_of(self, i_class: int = 0) -> Scan:
-        """Give the voxel scan of one class against the rest."""
-        if i_class not in self._scans:
-            positive = self.classes[i_class].positive
-            self._scans[i_class] = scan(self.matrix, positive, **self._scan_settings)
-        return self._scans[i_class]
+    def analysis(self, i_class: int = 0) -> Analysis:
+        """Give the analysis of one class against the rest."""
+        if i_class not in self._analyses:
+            features = () if self.dictionary is None else self.dictionary.features
+            self._analyses[i_class] = Analysis(
+                values=self.values,
+                columns=self.analysed,
+                positive=self.classes[i_class].positive,
+                constraints=self.constraints,
+                cut_points={f.name: f.cut_points for f in features if f.cut_points},
+                **self._settings,
+            )
+        return self._analyses[i_class]
 
     def analyze(self, n_bins: int | None = None, top_k: int = 10) -> dict[str, Any]:
         """Find the gaps and judge them.
@@ -179,9 +177,9 @@ class SynthEdge:
             If a setting is out of range.
         """
         settings = {"n_bins": n_bins, "top_k": top_k}
-        if settings != self._scan_settings:
-            self._scan_settings, self._scans = settings, {}
-        found = self.scan_of()
+        if settings != self._settings:
+            self._settings, self._analyses = settings, {}
+        found = self.analysis().scan
         return {
             **self.severity,
             "top_voxels": list(found.top),
@@ -192,7 +190,7 @@ class SynthEdge:
     @property
     def severity(self) -> dict[str, Any]:
         """The judgement of `analyze` without the voxels."""
-        seed = seed_severity(self.scan_of())
+        seed = seed_severity(self.analysis().scan)
         return {
             "severity": seed.level,
             "score": seed.score,
@@ -215,7 +213,7 @@ class SynthEdge:
                     "entropy": round(voxel.entropy, 3),
                     "gap_score": voxel.gap_score,
                 }
-                for voxel in self.scan_of().top
+                for voxel in self.analysis().scan.top
             ]
         )
 
@@ -267,26 +265,23 @@ class SynthEdge:
             raise UsageError(f"n_top is {n_top}; expected at least 1 gap to fill")
         if n is not None and n < 1:
             raise UsageError(f"{n} rows are asked for; expected at least 1")
-        jobs = [
-            (i_class, voxel)
+        plan = [
+            (i_class, gap, amount)
             for i_class in range(len(self.classes))
-            for voxel in self.scan_of(i_class).top[:n_top]
+            for gap, amount in self.analysis(i_class).plan(n_top)
         ]
-        if n is not None and n < len(jobs):
-            jobs = jobs[:n]
-        amounts = [
-            _default_rows(voxel) if n is None else n // len(jobs) + (i < n % len(jobs))
-            for i, (_, voxel) in enumerate(jobs)
-        ]
+        if n is not None:
+            shares = [n // len(plan) + (i < n % len(plan)) for i in range(len(plan))]
+            plan = [(c, g, share) for (c, g, _), share in zip(plan, shares, strict=True) if share]
         parts = [self._table.assign(**{ORIGIN_COLUMN: "observed", VOXEL_COLUMN: ""})]
         results = []
-        for i_class in sorted({i for i, _ in jobs}):
-            of_class = [k for k, (i, _) in enumerate(jobs) if i == i_class]
-            gaps = [self._gap(i_class, jobs[k][1]) for k in of_class]
+        for i_class in sorted({i for i, _, _ in plan}):
+            analysis = self.analysis(i_class)
+            gaps = [gap for i, gap, _ in plan if i == i_class]
             filled = fill_gaps(
-                self.fill_table(i_class, report_progress),
+                replace(analysis.fill_table, report_progress=report_progress),
                 gaps,
-                [amounts[k] for k in of_class],
+                [amount for i, _, amount in plan if i == i_class],
                 make_engine(engine, **(engine_settings or {})),
                 seed,
             )
@@ -298,44 +293,6 @@ class SynthEdge:
             reports=tuple(report for f in results for report in f.reports),
         )
         return _stack(parts)
-
-    def fill_table(
-        self, i_class: int = 0, report_progress: Callable[[float], None] = lambda share: None
-    ) -> FillTable:
-        """Give what a fill engine may learn from, for one class."""
-        found = self.scan_of(i_class)
-        return FillTable(
-            values=self.values,
-            positive=self.classes[i_class].positive,
-            schema=self.schema,
-            constraints=self.constraints,
-            distance=lambda rows: found.standardise(analysis_matrix(rows, self.analysed)[0]),
-            report_progress=report_progress,
-        )
-
-    @cached_property
-    def schema(self) -> RowSchema:
-        """What a generated row must respect."""
-        return RowSchema.of_columns(self.analysed)
-
-    def _gap(self, i_class: int, voxel: Voxel) -> Gap:
-        found = self.scan_of(i_class)
-        positive = np.flatnonzero(self.classes[i_class].positive)
-        points = found.standardise(self.matrix[positive])
-        distances = ((points - voxel.centroid) ** 2).sum(axis=1)
-        near = positive[np.argsort(distances, kind="stable")[:NEAR_ROWS]]
-        codes = np.asarray(found.codes)
-        region = found.neighbours(voxel.flat)
-
-        def is_in_region(rows: FloatArray) -> npt.NDArray[np.bool_]:
-            return np.isin(found.assign(analysis_matrix(rows, self.analysed)[0]), region)
-
-        return Gap(
-            name=voxel.label,
-            near=near,
-            inside=positive[codes[positive] == voxel.flat],
-            is_in_region=is_in_region,
-        )
 
     def _rows_of(
         self, filled: FilledRows, gaps: Sequence[Gap], i_class: int, engine: str
@@ -380,12 +337,6 @@ class SynthEdge:
         if self._filled is None:
             raise UsageError("nothing was filled yet; call fill() first")
         return self._filled.reports
-
-
-def _default_rows(voxel: Voxel) -> int:
-    """Give the published package's number of rows, without its flood in a well-filled voxel."""
-    most = max(_MIN_ROWS_PER_VOXEL, math.ceil(voxel.expected))
-    return min(most, max(_MIN_ROWS_PER_VOXEL, _ROWS_PER_OBSERVED * voxel.n_observed))
 
 
 def _stack(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
