@@ -160,6 +160,7 @@ def _take_in(site: Site, transfer: Transfer, signed: pb.SignedStatement, path: P
             gate = check_delivery(
                 samples.values,
                 table.values,
+                table.positive,
                 site.dictionary,
                 tuple(transfer.request.features),
                 grid,

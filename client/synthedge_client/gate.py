@@ -3,9 +3,11 @@
 Rules
 -----
 * A delivery is taken whole or refused whole.
-* Own rows count only where they lie in the requested region: rows from elsewhere differ for good reasons.
-* The limits come from deliveries with known faults (2-sd bias, wrong units, swapped columns, duplicates, wrong
-  region: 95-100 % refused; clean ones: 2-3 %). Wrong labels cannot be seen in features.
+* A feature is refused only if it differs both from own rows of the region (other labels: in a hole they are all
+  negative) and from own positives (other regions): each differs from clean samples for good reasons of its own.
+  Measured on deliveries between real hospitals, this refuses 0 of 60 clean ones (10 % against the region alone), 95 %
+  with a wrong unit and 75 % with two columns swapped; a bias of 2 sd in one feature is seen in a third of the cases,
+  and wrong labels cannot be seen in features at all.
 """
 
 from dataclasses import dataclass
@@ -17,11 +19,12 @@ from synthedge_core.dictionary import Dictionary
 from synthedge_core.grids import NamedGrid
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 MAX_DUPLICATE_SHARE = 0.2
 MAX_KS = 0.85
 # Below this a Kolmogorov-Smirnov distance of 0.85 between samples of one distribution is no rarity.
-MIN_OWN_ROWS_FOR_KS = 8
+MIN_ROWS_FOR_KS = 8
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class GateResult:
 def check_delivery(
     samples: FloatArray,
     own: FloatArray,
+    positive: BoolArray,
     dictionary: Dictionary,
     features: tuple[str, ...],
     grid: NamedGrid,
@@ -55,6 +59,8 @@ def check_delivery(
         What arrived, in dictionary units; NaN = missing.
     own : ndarray of shape (n_own, n_features)
         All of the recipient's own rows, in dictionary units.
+    positive : ndarray of bool, shape (n_own,)
+        Which of them are positive.
     dictionary : Dictionary
     features : tuple of str
         The features that were agreed on; every other column must be empty.
@@ -89,32 +95,49 @@ def check_delivery(
     n_duplicates += int(_rows_in(samples, own).sum())
     if n_duplicates / len(samples) > MAX_DUPLICATE_SHARE:
         return GateResult(False, f"{n_duplicates} of {len(samples)} rows are duplicates")
-    return _compare_with_region(samples, own[grid.assign(own) == voxel], dictionary, agreed)
+    # The region's own features confine the samples; own positives elsewhere must differ in them.
+    compared = [
+        i
+        for i, feature in enumerate(dictionary.features)
+        if agreed[i] and feature.name not in grid.features
+    ]
+    region = own[grid.assign(own) == voxel]
+    return _compare(samples, (region, own[positive]), dictionary, compared)
 
 
-def _compare_with_region(
-    samples: FloatArray, region: FloatArray, dictionary: Dictionary, agreed: NDArray[np.bool_]
+def _compare(
+    samples: FloatArray,
+    references: tuple[FloatArray, ...],
+    dictionary: Dictionary,
+    features: list[int],
 ) -> GateResult:
     from scipy.stats import ks_2samp
 
-    compared = 0
-    for i in np.flatnonzero(agreed):
-        theirs = samples[:, i][~np.isnan(samples[:, i])]
-        ours = region[:, i][~np.isnan(region[:, i])]
-        if min(len(theirs), len(ours)) < MIN_OWN_ROWS_FOR_KS:
+    n_compared = 0
+    for i in features:
+        theirs = _present(samples[:, i])
+        ours = [
+            column
+            for reference in references
+            if len(column := _present(reference[:, i])) >= MIN_ROWS_FOR_KS
+        ]
+        if len(theirs) < MIN_ROWS_FOR_KS or not ours:
             continue
-        compared += 1
-        distance = float(ks_2samp(theirs, ours, method="asymp").statistic)
+        n_compared += 1
+        distance = min(float(ks_2samp(theirs, column, method="asymp").statistic) for column in ours)
         if distance > MAX_KS:
-            name = dictionary.features[i].name
             return GateResult(
                 False,
-                f"'{name}' differs from own rows of the region (KS {distance:.2f}, limit {MAX_KS})",
+                f"'{dictionary.features[i].name}' differs from own rows of the region and from own positives "
+                f"(KS {distance:.2f}, limit {MAX_KS})",
             )
     return GateResult(
-        True,
-        f"schema, region and duplicates checked; {compared} features compared with own rows of the region",
+        True, f"schema, region and duplicates checked; {n_compared} features compared with own rows"
     )
+
+
+def _present(column: FloatArray) -> FloatArray:
+    return column[~np.isnan(column)]
 
 
 def _rows_in(samples: FloatArray, own: FloatArray) -> NDArray[np.bool_]:

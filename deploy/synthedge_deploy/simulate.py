@@ -146,7 +146,7 @@ def _deliveries(
 ) -> dict[str, Samples]:
     """Consented positives of the region from the ranked donors, as the recipient's gate takes them."""
     dictionary, policy = cohort.dictionary, cohort.dictionary.policy
-    own = cohort.recipient.samples.values
+    own = cohort.recipient.samples
     features = tuple(
         name
         for name in dictionary.feature_names
@@ -175,7 +175,9 @@ def _deliveries(
         samples = np.full((len(chosen), len(dictionary.features)), np.nan)
         agreed = [dictionary.index(name) for name in features]
         samples[:, agreed] = deidentify(donor.samples.values[chosen], dictionary, features)
-        if check_delivery(samples, own, dictionary, features, grid, voxel).accepted:
+        if check_delivery(
+            samples, own.values, own.positive, dictionary, features, grid, voxel
+        ).accepted:
             deliveries[match.donor] = Samples(samples, np.ones(len(samples), dtype=np.bool_))
             n_wanted -= len(samples)
     return deliveries
