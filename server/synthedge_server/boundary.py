@@ -7,7 +7,7 @@ service passes through here, so a new one cannot be forgotten.
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 
@@ -15,7 +15,8 @@ from synthedge_protocols.errors import ProtocolError, status_of
 from synthedge_server.callers import Context
 from synthedge_server.log import log
 
-_Handler = grpc.RpcMethodHandler[Any, Any]
+if TYPE_CHECKING:  # generic in its type stubs only
+    _Handler = grpc.RpcMethodHandler[Any, Any]
 
 
 class Boundary(grpc.aio.ServerInterceptor):
@@ -32,9 +33,9 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["_Handler | None"]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Handler | None:
+    ) -> "_Handler | None":
         """Wrap the handler of one call; unknown methods stay unknown."""
         handler = await continuation(handler_call_details)
         if handler is None:

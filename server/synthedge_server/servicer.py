@@ -75,6 +75,8 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
     ) -> AsyncIterator[wire.InboxMessage]:
         """Send what lies behind a sequence number, and new messages as they come."""
         site = self._callers.site_of(context)
+        # At once, so that a site knows its stream is open while there is nothing to say.
+        await context.send_initial_metadata(())
         after = request.after
         bell = self._ledger.listen(site)
         try:

@@ -1,0 +1,3 @@
+from server_fixtures import coordinator
+
+__all__ = ["coordinator"]

@@ -1,0 +1,244 @@
+"""The program itself: its commands, its process, and what a crash cannot take away."""
+
+import asyncio
+import json
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from server_fixtures import (
+    DICTIONARY,
+    DICTIONARY_TOML,
+    Clock,
+    Consortium,
+    Hospital,
+    kinds,
+    ship,
+)
+from synthedge_core.errors import UsageError
+from synthedge_protocols.errors import UnavailableError
+from synthedge_protocols.tokens import EnrolmentToken
+from synthedge_protocols.v1 import coordinator_pb2 as wire
+from synthedge_server.folder import CoordinatorFolder
+from synthedge_server.settings import parse_settings
+
+PROGRAM = [sys.executable, "-c", "from synthedge_server.cli import main; main()"]
+PAYLOAD = bytes(50_000)
+
+
+def coordinator_command(*arguments: str, code: int = 0) -> str:
+    """Run `synthedge-coordinator`; return its stdout, or its stderr if it must fail."""
+    done = subprocess.run(
+        [*PROGRAM, *arguments], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == code, done.stderr
+    return done.stderr if code else done.stdout
+
+
+def free_ports(n: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@pytest.fixture
+def consortium(tmp_path: Path) -> Consortium:
+    dictionary = tmp_path / "consortium.toml"
+    dictionary.write_text(DICTIONARY_TOML)
+    made = Consortium(CoordinatorFolder(tmp_path / "coordinator"), Clock())
+    made.sites_port, made.enrolment_port = free_ports(2)
+    coordinator_command(
+        "init",
+        str(made.folder.path),
+        "--name=test-consortium",
+        f"--dictionary={dictionary}",
+        f"--listen=127.0.0.1:{made.sites_port}",
+        f"--enrolment-listen=127.0.0.1:{made.enrolment_port}",
+    )
+    return made
+
+
+@asynccontextmanager
+async def serving(consortium: Consortium) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *PROGRAM,
+        "serve",
+        f"--dir={consortium.folder.path}",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(20):
+            assert (await process.stdout.readline()).startswith(b"ready")
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.communicate()
+
+
+async def test_kill_9_loses_nothing_that_was_acknowledged(consortium: Consortium) -> None:
+    async with serving(consortium) as process:
+        north, south, _ = await consortium.reporting("north", "south", "west")
+        before = await north.inbox()
+        shipped = await ship(north, south, PAYLOAD)
+        await south.upload(shipped.identifier, shipped.ciphertext, until=20_000)
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+        with pytest.raises(UnavailableError):
+            await north.inbox()
+
+    async with serving(consortium) as process:
+        for hospital in (north, south):
+            consortium.connect(hospital)
+        after = await north.inbox()
+        assert after[: len(before)] == before
+        assert after[-1].statement == shipped.approval
+        assert await south.submit(shipped.shipment) == await south.submit(shipped.shipment)
+        stored = (await south.progress(shipped.identifier)).stored_bytes
+        assert stored == 20_000
+        progress = await south.upload(shipped.identifier, shipped.ciphertext, stored)
+        assert progress.complete
+        assert await north.download(shipped.identifier) == shipped.ciphertext
+        assert kinds(await north.inbox(after[-1].sequence)) == ["shipment"]
+        rss_mb = psutil.Process(process.pid).memory_info().rss / 2**20
+        assert rss_mb < 150
+        await consortium.close()
+
+
+async def test_a_token_of_the_command_line_enrols_and_no_secret_is_kept(
+    consortium: Consortium,
+) -> None:
+    text = coordinator_command("invite", "north", f"--dir={consortium.folder.path}")
+    token = EnrolmentToken.decode(text)
+    async with serving(consortium):
+        await consortium.ask_to_enrol(Hospital("north").enrol_request(token))
+        await consortium.close()
+
+    listed = json.loads(coordinator_command("sites", "--json", f"--dir={consortium.folder.path}"))
+    assert [(row["site"], row["state"]) for row in listed["data"]] == [("north", "active")]
+    for path in consortium.folder.path.glob("coordinator.db*"):
+        assert token.secret not in path.read_bytes()
+
+
+async def test_a_caller_below_tls_1_3_is_not_understood(consortium: Consortium) -> None:
+    context = ssl.create_default_context(cadata=consortium.ca_pem.decode())
+    async with serving(consortium):
+        _, writer = await asyncio.open_connection(
+            "127.0.0.1", consortium.enrolment_port, ssl=context
+        )
+        writer.close()
+        await writer.wait_closed()
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await asyncio.open_connection("127.0.0.1", consortium.enrolment_port, ssl=context)
+
+
+async def test_sigterm_ends_open_streams_and_the_process_in_order(consortium: Consortium) -> None:
+    async with serving(consortium) as process:
+        north, _, _ = await consortium.reporting("north", "south", "west")
+        stream = north.stub.Inbox(wire.InboxRequest(follow=True), timeout=20)
+        await stream.read()
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+        await consortium.close()
+
+
+async def test_a_second_coordinator_on_the_same_folder_is_refused(consortium: Consortium) -> None:
+    async with serving(consortium):
+        error = await asyncio.to_thread(
+            coordinator_command, "serve", f"--dir={consortium.folder.path}", code=1
+        )
+    assert "another coordinator runs" in error
+
+
+def test_a_port_that_is_taken_is_a_connection_error(consortium: Consortium) -> None:
+    with socket.create_server(("127.0.0.1", consortium.sites_port)):
+        error = coordinator_command("serve", f"--dir={consortium.folder.path}", code=2)
+    assert "the port is taken" in error
+
+
+def test_the_folder_tells_what_it_holds(consortium: Consortium) -> None:
+    directory = f"--dir={consortium.folder.path}"
+    status = json.loads(coordinator_command("status", "--json", directory))
+    shown = json.loads(coordinator_command("dictionary", "show", "--json", directory))
+
+    assert status["status"] == "ok"
+    assert status["data"]["sites"] == 0
+    assert shown["data"] == {"digest": DICTIONARY.digest, "toml": DICTIONARY_TOML}
+    for command in ("matches", "transfers"):
+        assert json.loads(coordinator_command(command, "--json", directory))["data"] == []
+
+
+def test_private_files_are_readable_by_their_owner_only(consortium: Consortium) -> None:
+    folder = consortium.folder
+    for path in (
+        folder.ca_key,
+        folder.ca_passphrase,
+        folder.tls_key,
+        folder.tls_passphrase,
+        folder.database,
+    ):
+        assert path.stat().st_mode & 0o077 == 0
+
+
+def test_init_refuses_a_used_folder_and_a_wrong_dictionary(
+    consortium: Consortium, tmp_path: Path
+) -> None:
+    folder, bad = tmp_path / "new", tmp_path / "bad.toml"
+    bad.write_text(DICTIONARY_TOML.replace("similarity = 0.7\n", ""))
+    arguments = ["--name=test", f"--dictionary={bad}"]
+
+    assert "similarity" in coordinator_command("init", str(folder), *arguments, code=4)
+    assert not folder.exists()
+    bad.write_text(DICTIONARY_TOML)
+    used = coordinator_command("init", str(consortium.folder.path), *arguments, code=4)
+    assert "not empty" in used
+
+
+def test_a_folder_without_settings_is_no_coordinators(tmp_path: Path) -> None:
+    answer = coordinator_command("status", f"--dir={tmp_path}", code=4)
+    assert "run 'synthedge-coordinator init'" in answer
+
+
+def test_unknown_settings_are_errors() -> None:
+    with pytest.raises(UsageError, match=r"(?s)'colour'.*|.*names"):
+        parse_settings('consortium = "a"\nlisten = "h:1"\nenrolment_listen = "h:2"\ncolour = 1')
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from synthedge_server.cli import app; import typer;"
+        "typer.main.get_command(app);"
+        "print([m for m in ('grpc', 'sqlalchemy', 'cryptography', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_serving_imports_no_table_or_training_library() -> None:
+    code = (
+        "import sys, synthedge_server.serve;"
+        "print([m for m in ('pandas', 'sklearn', 'scipy', 'torch', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
