@@ -291,6 +291,7 @@ def gaps_preview(dir: FolderOption = HERE, json: JsonOption = False) -> None:
         labels = {spec.name: site.grid(spec.name) for spec in site.dictionary.grids}
     rows = [
         [
+            f"{grid.grid}/{i}",
             labels[grid.grid].label(i),
             "suppressed" if v.suppressed else f"{v.gap_score:.3f}",
             "" if v.suppressed else f"{v.density:.2f}",
@@ -310,7 +311,7 @@ def gaps_preview(dir: FolderOption = HERE, json: JsonOption = False) -> None:
             "bytes": report.SerializeToString().hex(),
         },
         as_json=json,
-        render=_table(title, ["voxel", "gap score", "density", "positive rate"], rows),
+        render=_table(title, ["id", "voxel", "gap score", "density", "positive rate"], rows),
     )
 
 
@@ -390,46 +391,49 @@ def gaps_list(dir: FolderOption = HERE, json: JsonOption = False) -> None:
 
 @requests_app.command("new")
 def requests_new(
-    gap: Annotated[str, typer.Argument(help="The gap's id from 'gaps list'.")],
+    gap: Annotated[
+        str, typer.Argument(help="A gap's id from 'gaps list', or a voxel's from 'gaps preview'.")
+    ],
     rows: Annotated[int, typer.Option(min=1, help="How many samples at the most.")],
     purpose: Annotated[str, typer.Option(help="Data Use Ontology code, for example DUO:0000007.")],
     steward: StewardOption,
     donor: Annotated[
-        str | None, typer.Option(help="Ask this site instead of the best match not asked yet.")
+        str | None, typer.Option(help="Ask this site, instead of the best match not asked yet.")
     ] = None,
     passphrase_file: PassphraseOption = None,
     dir: FolderOption = HERE,
     json: JsonOption = False,
 ) -> None:
     """Sign a request for samples of a gap's region. The coordinator and the donor learn the region."""
-    from synthedge_client.gaps import choose_donor, find_gap
+    from synthedge_client.gaps import choose_region
     from synthedge_client.keystore import open_steward
     from synthedge_client.site import open_site
     from synthedge_client.transfers import request
 
     with open_site(dir) as site:
-        found = find_gap(site, gap)
-        chosen = choose_donor(site, found, donor)
+        region = choose_region(site, gap, donor)
         transfer_id = request(
             site,
             open_steward(site.settings.keys, steward, _passphrase(passphrase_file)),
-            donor=chosen.donor,
-            grid=site.grid(found.grid),
-            voxel=chosen.donor_voxel,
+            donor=region.donor,
+            grid=region.grid,
+            voxel=region.voxel,
             rows=rows,
             purpose=purpose,
         )
     emit(
         {
             "transfer_id": transfer_id.hex(),
-            "donor": chosen.donor,
+            "donor": region.donor,
+            "region": region.grid.label(region.voxel),
             "rows": rows,
-            "reason": chosen.reason,
+            "reason": region.reason,
         },
         as_json=json,
         render=_lines(
-            f"Request {transfer_id.hex()[:12]} to '{chosen.donor}' signed and queued.",
-            f"Why: {chosen.reason}",
+            f"Request {transfer_id.hex()[:12]} to '{region.donor}' signed and queued: at most {rows} positives, "
+            f"{region.grid.label(region.voxel)}.",
+            f"Why there: {region.reason}",
         ),
     )
 

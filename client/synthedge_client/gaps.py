@@ -90,7 +90,7 @@ def list_gaps(site: Site, table: SiteTable | None = None) -> list[Gap]:
     if profile is None:
         return []
     table = table or load_site_table(site.settings, site.dictionary)
-    proposals = _hint(site, "proposals", wire.Proposals) or wire.Proposals()
+    proposals = _hint(site, "proposals", wire.Proposals)
     first = table.first_row_of_patient
     holes: dict[str, list[Hole]] = {}
     for grid_profile in profile.grids:
@@ -114,49 +114,67 @@ def list_gaps(site: Site, table: SiteTable | None = None) -> list[Gap]:
     ]
 
 
-def find_gap(site: Site, typed: str) -> Gap:
-    """The gap with the id that was typed.
+@dataclass(frozen=True)
+class Region:
+    """Where samples are asked for, and of whom."""
+
+    grid: NamedGrid
+    voxel: int
+    donor: str
+    reason: str
+
+
+def choose_region(site: Site, typed: str, donor: str | None) -> Region:
+    """Turn what a steward typed into a donor and the donor's voxel.
+
+    Parameters
+    ----------
+    site : Site
+    typed : str
+        A gap's or voxel's id: the grid's name, a slash, the voxel's number.
+    donor : str or None
+        A site the steward names, proposed or not; None takes the best proposed one not asked yet.
 
     Raises
     ------
     UsageError
-        If there is none.
-    """
-    for gap in list_gaps(site):
-        if gap.id == typed:
-            return gap
-    raise UsageError(f"there is no gap '{typed}'; see 'synthedge site gaps list'")
-
-
-def choose_donor(site: Site, gap: Gap, donor: str | None) -> Proposed:
-    """The best proposed donor that was not asked for this gap yet, or the one that was named.
-
-    Raises
-    ------
+        If there is no such voxel.
     RefusedError
-        If nobody is left to ask.
+        If nobody is named and nobody is left to propose.
     """
+    name, _, number = typed.rpartition("/")
+    known = {spec.name for spec in site.dictionary.grids}
+    if name not in known or not number.isdigit() or int(number) >= site.grid(name).n_voxels:
+        raise UsageError(
+            f"there is no voxel '{typed}'; take an id from 'synthedge site gaps list' or 'gaps preview'"
+        )
+    grid, voxel = site.grid(name), int(number)
+    proposals = _proposed(grid, voxel, _hint(site, "proposals", wire.Proposals))
+    asked = _asked(site)
+    for proposed in proposals:
+        if proposed.donor == donor or (
+            donor is None and (proposed.donor, name, proposed.donor_voxel) not in asked
+        ):
+            return Region(grid, proposed.donor_voxel, proposed.donor, proposed.reason)
+    if donor is not None:
+        return Region(
+            grid, voxel, donor, "named by the steward; the coordinator does not propose it"
+        )
+    raise RefusedError(
+        f"every site that was proposed for {grid.label(voxel)} has been asked, or none was; wait for new reports, "
+        "or name a site with --donor"
+    )
+
+
+def _asked(site: Site) -> set[tuple[str, str, int]]:
     from synthedge_client.transfers import list_transfers, region_of
 
     with site.store.read() as connection:
-        asked = {
+        return {
             (t.peer, t.request.grid, region_of(site, t.request)[1])
             for t in list_transfers(connection)
             if t.role == "recipient"
         }
-    for proposed in gap.proposals:
-        if donor is not None and proposed.donor == donor:
-            return proposed
-        if donor is None and (proposed.donor, gap.grid, proposed.donor_voxel) not in asked:
-            return proposed
-    if donor is not None:
-        raise RefusedError(
-            f"the coordinator does not propose '{donor}' for {gap.label}; see 'gaps list'"
-        )
-    raise RefusedError(
-        f"every site that was proposed for {gap.label} has been asked; wait for new reports, "
-        "or name one again with --donor"
-    )
 
 
 def _hint(site: Site, kind: str, message: type[HintT]) -> HintT | None:
@@ -181,7 +199,9 @@ def _voxel_profile(profile: wire.GridProfile) -> VoxelProfile:
     )
 
 
-def _proposed(grid: NamedGrid, voxel: int, proposals: wire.Proposals) -> list[Proposed]:
+def _proposed(grid: NamedGrid, voxel: int, proposals: wire.Proposals | None) -> list[Proposed]:
+    if proposals is None:
+        return []
     found = [
         Proposed(
             donor=p.donor,

@@ -121,9 +121,9 @@ def neighbourhood(
     """
     frame = Frame(dictionary)
     z_own, z_received = frame.transform(positives), frame.transform(received)
-    with np.errstate(invalid="ignore"):
-        middle = np.nanmean(np.where(np.isnan(z_received), np.nan, z_received), axis=0)
-    # A missing coordinate says nothing about distance; the reference value stands in for it.
+    # A missing coordinate says nothing about distance: it counts neither in the middle nor in the sum.
+    n_known = np.maximum((~np.isnan(z_received)).sum(axis=0), 1)
+    middle = np.nansum(z_received, axis=0) / n_known
     distance = np.nansum((z_own - middle) ** 2, axis=1)
     n_near = max(2, round(OWN_NEAR_SHARE * len(received)))
     return np.vstack([received, positives[np.argsort(distance, kind="stable")[:n_near]]])

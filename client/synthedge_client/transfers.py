@@ -176,7 +176,7 @@ def request(
             grid=grid.name,
             voxel=grid.index_of(voxel),
             purpose=purpose,
-            features=list(table.features),
+            features=[f for f in table.features if dictionary.feature(f).is_shareable],
             rows=rows,
             retention_days=dictionary.policy.retention_days,
             hpke_key_id=site.keys.hpke.key_id,
