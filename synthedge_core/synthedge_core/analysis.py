@@ -5,7 +5,7 @@ What the facade, the cross-validated benefit and the comparison all work on.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -63,10 +63,16 @@ class Analysis:
     report_progress: Callable[[float], None] = field(default=lambda share: None)
 
     def subset(self, rows: IntArray) -> "Analysis":
-        """Give the analysis of some of the rows: nothing of the others is known to it."""
+        """Give the analysis of some of the rows: nothing of the others is known to it.
+
+        Level sets are the table's; observed ranges become those of the rows taken.
+        """
+        values = self.values[rows]
         return Analysis(
-            values=self.values[rows],
-            columns=self.columns,
+            values=values,
+            columns=tuple(
+                _with_range(column, values[:, i]) for i, column in enumerate(self.columns)
+            ),
             positive=self.positive[rows],
             constraints=self.constraints,
             n_bins=self.n_bins,
@@ -163,6 +169,13 @@ class Analysis:
     ) -> FilledRows:
         """Fill gaps of this table; see `fill.fill_gaps`."""
         return fill_gaps(self.fill_table, gaps, amounts, engine, seed)
+
+
+def _with_range(column: Column, values: FloatArray) -> Column:
+    present = values[~np.isnan(values)]
+    if column.has_levels or column.is_stated or len(present) == 0:
+        return column
+    return replace(column, low=float(present.min()), high=float(present.max()))
 
 
 def default_rows(voxel: Voxel) -> int:

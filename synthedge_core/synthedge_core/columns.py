@@ -25,6 +25,7 @@ Kind = Literal["continuous", "integer", "ordinal", "categorical", "binary"]
 # a generated 3.4, or a code that no patient has, would be an impossible patient.
 MAX_ORDINAL_LEVELS = 10
 MAX_TEXT_LEVELS = 30
+FROM_DICTIONARY = "from the dictionary"
 _MAX_DECIMALS = 6
 # Share of a text column's entries that must read as a number or a date for the column to be one.
 _MOSTLY = 0.95
@@ -68,6 +69,11 @@ class Column:
     def has_levels(self) -> bool:
         """Whether encoded values are indices into `levels`."""
         return self.kind in ("ordinal", "categorical", "binary")
+
+    @property
+    def is_stated(self) -> bool:
+        """Whether the dictionary decided what it is, its range included."""
+        return self.reason == FROM_DICTIONARY
 
     @property
     def is_numeric(self) -> bool:
@@ -165,7 +171,7 @@ def _from_feature(series: Series, feature: Feature, n_missing: int) -> Column:
         return Column(
             name=feature.name,
             kind=kind,
-            reason="from the dictionary",
+            reason=FROM_DICTIONARY,
             levels=levels,
             n_missing=n_missing,
             n_refused=unknown,
@@ -177,7 +183,7 @@ def _from_feature(series: Series, feature: Feature, n_missing: int) -> Column:
     return Column(
         name=feature.name,
         kind=kind,
-        reason="from the dictionary",
+        reason=FROM_DICTIONARY,
         low=low,
         high=high,
         decimals=max(0, feature.decimals or 0),
@@ -312,8 +318,9 @@ def encode(table: pd.DataFrame, columns: Sequence[Column]) -> FloatArray:
         numbers = pd.to_numeric(series, errors="coerce").to_numpy(float, na_value=np.nan)
         with np.errstate(invalid="ignore"):
             known = (numbers >= column.low) & (numbers <= column.high)
-        is_dictionary = column.reason == "from the dictionary"
-        values[:, i] = np.where(known if is_dictionary else np.isfinite(numbers), numbers, np.nan)
+        values[:, i] = np.where(
+            known if column.is_stated else np.isfinite(numbers), numbers, np.nan
+        )
     return values
 
 

@@ -10,7 +10,7 @@ Example
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from synthedge_core.fill import FilledRows, VoxelReport, fill_gaps
 from synthedge_core.fill_constraints import parse_constraints
 from synthedge_core.fill_engines import Gap, make_engine
 from synthedge_core.labels import LabelClass, read_labels
+from synthedge_core.quality import quality_of
 from synthedge_core.severity import seed_severity
 
 FloatArray = npt.NDArray[np.float64]
@@ -116,6 +117,7 @@ class SynthEdge:
         self._analyses: dict[int, Analysis] = {}
         self._settings: dict[str, Any] = {}
         self._filled: FilledRows | None = None
+        self._near = np.empty(0, dtype=np.int64)
 
     def _check_size(self) -> None:
         n = len(self._labelled)
@@ -287,6 +289,7 @@ class SynthEdge:
             )
             results.append(filled)
             parts.append(self._rows_of(filled, gaps, i_class, engine))
+        self._near = np.unique(np.concatenate([gap.near for _, gap, _ in plan]))
         self._filled = FilledRows(
             values=np.concatenate([f.values for f in results]),
             voxels=tuple(label for f in results for label in f.voxels),
@@ -337,6 +340,47 @@ class SynthEdge:
         if self._filled is None:
             raise UsageError("nothing was filled yet; call fill() first")
         return self._filled.reports
+
+    def quality_report(self, held: pd.DataFrame | None = None) -> dict[str, Any]:
+        """Measure the rows of the last `fill`.
+
+        Parameters
+        ----------
+        held : pandas.DataFrame, optional
+            Real positive rows of the gap that this table does not hold, with its feature columns.
+            Without them the generated rows are compared with the positives around the gaps, which
+            the engine has seen: a kinder comparison, and said so in ``compared_with``.
+
+        Returns
+        -------
+        dict
+            ``total_added``, ``engine``, ``voxels`` and the fields of `quality.QualityReport`.
+
+        Raises
+        ------
+        UsageError
+            If nothing was filled yet or no row came out.
+        TableError
+            If `held` lacks a column.
+        """
+        reports = self.fill_report
+        filled = self._filled
+        if filled is None:
+            raise UsageError("nothing was filled yet; call fill() first")
+        if held is None:
+            real, words = self.values[self._near], "the positive rows around the gaps, seen before"
+        else:
+            absent = [c.name for c in self.analysed if c.name not in held.columns]
+            if absent:
+                raise TableError(f"the held-out rows lack the column '{absent[0]}'")
+            real, words = encode(held, self.analysed), "held-out real rows of the gap"
+        measured = quality_of(filled.values, real, self.values, self.analysed, words)
+        return {
+            "total_added": len(filled.values),
+            "engine": reports[0].engine,
+            "voxels": reports,
+            **{f.name: getattr(measured, f.name) for f in fields(measured)},
+        }
 
 
 def _stack(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
