@@ -171,6 +171,7 @@ class _People:
         self.folder = consortium.folder
         self.coordinator = self.folder / "coordinator"
         self.gaps: list[dict[str, Any]] = []
+        self.reports: list[dict[str, Any]] = []
         self.n_published = 0
 
     def _site(self, hospital: Hospital) -> Path:
@@ -275,6 +276,7 @@ class _People:
             def analyze(hospital: Hospital) -> Any:
                 label = hospital.label.get("column", self.cohort.dictionary.target.column)
                 command = ["analyze", str(self._site(hospital) / PATIENTS_FILE), "--target", label]
+                command += ["--ignore", hospital.consent]
                 if "positive" in hospital.label:
                     command += ["--positive", hospital.label["positive"][0]]
                 return self.consortium.command("synthedge", *command)
@@ -299,8 +301,9 @@ class _People:
     def transfer(self) -> None:
         """Let every site with a confirmed gap ask for rows; the carved one may ask on suspicion."""
         with self.story.chapter("Stewards ask, prepare and approve; sealed rows travel"):
-            for gap in self._gaps_to_ask_for():
-                self._ask(gap)
+            gaps = self._gaps_to_ask_for()
+            with ThreadPoolExecutor(max_workers=max(1, len(gaps))) as pool:
+                list(pool.map(self._ask, gaps))
 
     def _gaps_to_ask_for(self) -> list[dict[str, Any]]:
         """The first confirmed gap of each site; a steward at the first site settles for a suspected one."""
@@ -372,8 +375,8 @@ class _People:
     def audit(self) -> None:
         """Show every site's audit report."""
         with self.story.chapter("Each site's audit report"):
-            reports = self._everywhere(lambda h: self._at(h.site, "audit", "report"))
-            for report in reports:
+            self.reports = self._everywhere(lambda h: self._at(h.site, "audit", "report"))
+            for report in self.reports:
                 sent = sum(t["rows"] for t in report["sent"])
                 got = sum(t["rows"] for t in report["received"])
                 self.story.print(
@@ -385,20 +388,13 @@ class _People:
 
     def transfers(self) -> list[dict[str, Any]]:
         """All transfers, as their recipients' audit reports have them."""
-        found = []
-        for hospital in self.cohort.hospitals:
-            for row in self._at(hospital.site, "received"):
-                found.append(
-                    {
-                        "donor": row["peer"],
-                        "recipient": hospital.site,
-                        "region": row["region"],
-                        "rows": row["rows"] if row["state"] == "ACTIVE" else 0,
-                        "state": row["state"],
-                        "transfer_id": row["transfer_id"],
-                    }
-                )
-        return found
+        return [
+            {key: row[key] for key in ("donor", "recipient", "region", "state", "transfer_id")}
+            | {"rows": row["rows"] if row["state"] == "ACTIVE" else 0}
+            for report in self.reports
+            for row in (*report["received"], *report["open"])
+            if row["recipient"] == report["site"]
+        ]
 
     # Waiting looks into the sites' own databases: a person would look at 'synthedge site status' again.
 
