@@ -17,7 +17,7 @@ from synthedge_deploy.cohorts import Cohort
 from synthedge_deploy.comparison import BEFORE, TRANSFER_AND_FILL, compare, mean_and_spread
 from synthedge_deploy.evaluate import MODELS
 from synthedge_deploy.leak_patterns import PatientTable
-from synthedge_deploy.leak_search import search
+from synthedge_deploy.leak_search import LeakSearch
 from synthedge_deploy.samples import Samples
 from synthedge_deploy.simulate import simulate
 
@@ -75,7 +75,7 @@ def _filled(folder: Path, dictionary: Dictionary) -> tuple[Samples, Samples]:
 def search_coordinator(
     folder: Path, cohort: Cohort, transfers: list[dict[str, Any]]
 ) -> dict[str, int]:
-    """Search the coordinator's files for the donors' patients, and the donors' own files as a control.
+    """Search the coordinator's files and log for the donors' patients, and the donors' files as a control.
 
     Returns
     -------
@@ -92,14 +92,17 @@ def search_coordinator(
     ]
     if not tables:
         return {"coordinator": 0, "donors": 0, "patterns": 0, "files": 0, "bytes": 0}
-    held = search(folder / "coordinator", tables)
-    control = sum(search(folder / site, tables).n_patient_values for site in sorted(donors))
+    search = LeakSearch(tables)
+    held = search.in_folder(folder / "coordinator")
+    log = folder / "logs" / "coordinator.log"
+    logged = search.in_bytes(log.name, log.read_bytes())
+    control = sum(search.in_folder(folder / site).n_patient_values for site in sorted(donors))
     return {
-        "coordinator": held.n_patient_values,
+        "coordinator": held.n_patient_values + len(logged),
         "donors": control,
         "patterns": held.n_patterns,
-        "files": held.n_files,
-        "bytes": held.n_bytes,
+        "files": held.n_files + 1,
+        "bytes": held.n_bytes + log.stat().st_size,
     }
 
 
