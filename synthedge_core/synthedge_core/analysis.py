@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,9 @@ BoolArray = npt.NDArray[np.bool_]
 
 # Positive rows around a gap that an engine learns from.
 NEAR_ROWS = 40
+_SAME_REGION = 0.5
+_MIN_LACKING = 5
+Target = Literal["regions", "voxels"]
 # The published package's number of rows per voxel.
 _ROWS_PER_OBSERVED = 3
 _MIN_ROWS_PER_VOXEL = 3
@@ -160,9 +164,37 @@ class Analysis:
         distances = ((points - centre) ** 2).sum(axis=1)
         return np.asarray(rows[np.argsort(distances, kind="stable")[:keep]])
 
-    def plan(self, n_top: int) -> list[tuple[Gap, int]]:
-        """Give the gaps to fill and the rows for each: the worst voxels of the PCA grid."""
-        return [(self.voxel_gap(v), default_rows(v)) for v in self.scan.top[:n_top]]
+    def plan(self, n_top: int, target: Target = "regions") -> list[tuple[Gap, int]]:
+        """Give the gaps to fill and the rows for each.
+
+        Parameters
+        ----------
+        n_top : int
+            Gaps at most.
+        target : {"regions", "voxels"}
+            ``regions``: where positives are missing, by the gap test, worst first, as many rows as
+            are missing; a region that shares half its rows with a worse one is left out.
+            ``voxels``: the published package's choice, the worst voxels of the PCA grid. Measured,
+            filling regions that the test confirms helps; filling sparse voxels does not.
+
+        Returns
+        -------
+        list of pairs of Gap and int
+            Empty if there is nowhere to fill.
+        """
+        if target == "voxels":
+            return [(self.voxel_gap(v), default_rows(v)) for v in self.scan.top[:n_top]]
+        chosen: list[Region] = []
+        for region in self.gap_test.regions:
+            members = region.candidate.members
+            is_new = all(
+                (members & other.candidate.members).sum()
+                < _SAME_REGION * min(region.n_rows, other.n_rows)
+                for other in chosen
+            )
+            if region.z > 0 and is_new and len(chosen) < n_top:
+                chosen.append(region)
+        return [(self.region_gap(region), _lacking_rows(region)) for region in chosen]
 
     def fill(
         self, gaps: Sequence[Gap], amounts: Sequence[int], engine: FillEngine, seed: int
@@ -176,6 +208,11 @@ def _with_range(column: Column, values: FloatArray) -> Column:
     if column.has_levels or column.is_stated or len(present) == 0:
         return column
     return replace(column, low=float(present.min()), high=float(present.max()))
+
+
+def _lacking_rows(region: Region) -> int:
+    """Give the rows that are missing, at least 5, at most as many as the engine has near rows."""
+    return int(np.clip(round(region.n_lacking), _MIN_LACKING, max(NEAR_ROWS, region.n_positive)))
 
 
 def default_rows(voxel: Voxel) -> int:

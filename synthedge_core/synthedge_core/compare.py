@@ -9,6 +9,7 @@ the generated ones and refuses the result if it finds them.
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -270,21 +271,27 @@ def _smote(train: Analysis, n_rows: int, seed: int) -> FloatArray:
     if coded.all():
         return _resample(train, SMOTEN(**settings))
     if coded.any():
-        return _resample(train, SMOTENC(np.flatnonzero(coded), **settings))
+        return _resample(train, SMOTENC(np.flatnonzero(coded).tolist(), **settings))
     return _resample(train, SMOTE(**settings))
 
 
 def _adasyn(train: Analysis, n_rows: int, seed: int) -> FloatArray:
     from imblearn.over_sampling import ADASYN
 
-    return _resample(train, ADASYN(n_neighbors=_k(train), random_state=seed))
+    try:
+        return _resample(train, ADASYN(n_neighbors=_k(train), random_state=seed))
+    except (ValueError, RuntimeError) as error:
+        # It refuses when the classes are nearly equal, or no positive has a negative neighbour.
+        if "No samples" in str(error) or "neigbours" in str(error):
+            return _nothing(train, 0, 0)
+        raise
 
 
 def _k(train: Analysis) -> int:
     return max(1, min(_NEIGHBOURS, int(train.positive.sum()) - 1))
 
 
-def _resample(train: Analysis, sampler: object) -> FloatArray:
+def _resample(train: Analysis, sampler: Any) -> FloatArray:
     """Run one of imbalanced-learn's samplers, which take no missing values: medians stand in."""
     filled = train.values.copy()
     for i, column in enumerate(train.columns):
@@ -296,11 +303,7 @@ def _resample(train: Analysis, sampler: object) -> FloatArray:
         return _nothing(train, 0, 0)  # the positives are the majority: nothing to balance
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            rows, _ = sampler.fit_resample(filled, train.positive.astype(int))  # type: ignore[attr-defined]
-        except (ValueError, RuntimeError):
-            # ADASYN refuses when no positive has a negative neighbour.
-            return _nothing(train, 0, 0)
+        rows, _ = sampler.fit_resample(filled, train.positive.astype(int))
     return train.schema.fit(np.asarray(rows[len(filled) :], dtype=float))
 
 

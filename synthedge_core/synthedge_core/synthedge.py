@@ -10,23 +10,23 @@ Example
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from synthedge_core.analysis import Analysis
+from synthedge_core.analysis import Analysis, Target
 from synthedge_core.columns import Column, as_type, decode, encode, infer_columns
 from synthedge_core.dictionary import Dictionary
-from synthedge_core.errors import TableError, UsageError
+from synthedge_core.errors import RefusedError, TableError, UsageError
 from synthedge_core.fill import FilledRows, VoxelReport, fill_gaps
 from synthedge_core.fill_constraints import parse_constraints
 from synthedge_core.fill_engines import Gap, make_engine
 from synthedge_core.labels import LabelClass, read_labels
 from synthedge_core.quality import quality_of
-from synthedge_core.severity import seed_severity
+from synthedge_core.severity import Severity, judge
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -116,6 +116,8 @@ class SynthEdge:
         self.constraints = parse_constraints(constraints, self.analysed, self.values)
         self._analyses: dict[int, Analysis] = {}
         self._settings: dict[str, Any] = {}
+        self._verdicts: dict[tuple[int, bool], Severity] = {}
+        self._with_benefit = True
         self._filled: FilledRows | None = None
         self._near = np.empty(0, dtype=np.int64)
 
@@ -157,7 +159,9 @@ class SynthEdge:
             )
         return self._analyses[i_class]
 
-    def analyze(self, n_bins: int | None = None, top_k: int = 10) -> dict[str, Any]:
+    def analyze(
+        self, n_bins: int | None = None, top_k: int = 10, *, with_benefit: bool = True
+    ) -> dict[str, Any]:
         """Find the gaps and judge them.
 
         Parameters
@@ -166,12 +170,15 @@ class SynthEdge:
             Voxels per axis of the PCA grid, 2 to 32; default by the number of rows, 3 to 6.
         top_k : int
             Gaps in ``top_voxels``.
+        with_benefit : bool
+            Estimate the benefit of filling by cross-validation, which takes seconds.
 
         Returns
         -------
         dict
             ``severity`` (level), ``score``, ``signals``, ``recommendation``, ``will_help``,
-            ``top_voxels``, ``all_voxels`` and ``columns``.
+            ``benefit``, ``p_value``, ``seed_score``, ``top_voxels``, ``all_voxels``, ``columns``,
+            and ``classes``: the verdicts on every class, rarest first; the others are the first's.
 
         Raises
         ------
@@ -180,26 +187,30 @@ class SynthEdge:
         """
         settings = {"n_bins": n_bins, "top_k": top_k}
         if settings != self._settings:
-            self._settings, self._analyses = settings, {}
+            self._settings, self._analyses, self._verdicts = settings, {}, {}
+        self._with_benefit = with_benefit
         found = self.analysis().scan
         return {
             **self.severity,
             "top_voxels": list(found.top),
             "all_voxels": list(found.voxels),
             "columns": self.columns,
+            "classes": {cls.name: asdict(self.verdict(i)) for i, cls in enumerate(self.classes)},
         }
+
+    def verdict(self, i_class: int = 0) -> Severity:
+        """Give the judgement of one class against the rest."""
+        key = (i_class, self._with_benefit)
+        if key not in self._verdicts:
+            analysis = self.analysis(i_class)
+            self._verdicts[key] = judge(analysis, with_benefit=self._with_benefit)
+        return self._verdicts[key]
 
     @property
     def severity(self) -> dict[str, Any]:
-        """The judgement of `analyze` without the voxels."""
-        seed = seed_severity(self.analysis().scan)
-        return {
-            "severity": seed.level,
-            "score": seed.score,
-            "signals": {},
-            "recommendation": "",
-            "will_help": False,
-        }
+        """The judgement of the first class, with the published package's keys and ours."""
+        found = asdict(self.verdict())
+        return {"severity": found.pop("level"), **found}
 
     @property
     def gap_map(self) -> pd.DataFrame:
@@ -227,6 +238,7 @@ class SynthEdge:
         n_top: int = 3,
         engine: str = "copula",
         *,
+        target: Target = "regions",
         seed: int = 0,
         engine_settings: dict[str, Any] | None = None,
         report_progress: Callable[[float], None] = lambda share: None,
@@ -236,12 +248,13 @@ class SynthEdge:
         Parameters
         ----------
         n : int, optional
-            Rows to add in all, shared evenly over the gaps. Default: per voxel three times the rows
-            observed, at least 3 (the published package's number), at most what an even spread gives.
+            Rows to add in all, shared evenly over the gaps. Default: what each gap lacks.
         n_top : int
             Gaps to fill, at least 1, per class.
         engine : str
             One of `fill_engines.ENGINES`.
+        target : {"regions", "voxels"}
+            Fill named regions that lack positives, or the worst voxels of the PCA grid.
         seed : int
             At least 0; the same table, arguments and seed give the same bytes.
         engine_settings : dict, optional
@@ -261,8 +274,10 @@ class SynthEdge:
         UsageError
             If a number or the engine's name makes no sense.
         RefusedError
-            If the engine cannot learn from so few rows.
+            If the engine cannot learn from so few rows, or no region lacks a positive.
         """
+        if target not in ("regions", "voxels"):
+            raise UsageError(f"the target is '{target}'; expected regions or voxels")
         if n_top < 1:
             raise UsageError(f"n_top is {n_top}; expected at least 1 gap to fill")
         if n is not None and n < 1:
@@ -270,8 +285,13 @@ class SynthEdge:
         plan = [
             (i_class, gap, amount)
             for i_class in range(len(self.classes))
-            for gap, amount in self.analysis(i_class).plan(n_top)
+            for gap, amount in self.analysis(i_class).plan(n_top, target)
         ]
+        if not plan:
+            raise RefusedError(
+                "no region lacks a positive row, so there is nothing to fill; "
+                "choose the target voxels to fill sparse voxels all the same"
+            )
         if n is not None:
             shares = [n // len(plan) + (i < n % len(plan)) for i in range(len(plan))]
             plan = [(c, g, share) for (c, g, _), share in zip(plan, shares, strict=True) if share]
