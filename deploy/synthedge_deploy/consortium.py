@@ -71,7 +71,7 @@ class Consortium:
 
     def start(self, name: str, *command: str) -> None:
         """Start a program that keeps running."""
-        self._show(f"{shlex.join(command)} &")
+        self._show(f"{self._typed(command)} &")
         with self.log(name).open("wb") as log:
             # Its own session: Ctrl-C reaches this program, which ends the others in order.
             self._processes[name] = subprocess.Popen(  # noqa: S603
@@ -92,7 +92,7 @@ class Consortium:
         CommandRefusedError
             If a rule refuses it (exit code 1).
         """
-        self._show(shlex.join(command))
+        self._show(self._typed(command))
         self.check()
         done = subprocess.run(  # noqa: S603
             [*_executable(command), "--json"],
@@ -107,8 +107,12 @@ class Consortium:
         if done.returncode == SynthEdgeError.exit_code:
             raise CommandRefusedError(message)
         raise ProcessError(
-            f"'{shlex.join(command)}' ended with exit code {done.returncode}: {message[-2000:]}"
+            f"'{self._typed(command)}' ended with exit code {done.returncode}: {message[-2000:]}"
         )
+
+    def _typed(self, command: tuple[str, ...]) -> str:
+        """The command as somebody who stands in the consortium's folder would type it."""
+        return shlex.join(command).replace(f"{self.folder}/", "")
 
     def check(self) -> None:
         """Raise if a process that should run has ended.

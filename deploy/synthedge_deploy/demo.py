@@ -21,6 +21,8 @@ from synthedge_deploy.consortium import CommandRefusedError, Consortium, free_po
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rich.console import Console
+
     from synthedge_client.site import Site
 
 STEWARD = "steward"
@@ -33,8 +35,12 @@ SEED = 0
 class Story:
     """What the demonstration shows and remembers."""
 
-    print: Callable[[str], None]
+    console: "Console"
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def print(self, text: str) -> None:
+        """Show one line as it is."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def chapter(self, title: str) -> "Iterator[None]":
@@ -66,12 +72,14 @@ def run(*, keep: Path | None, data: Path | None, seeds: int, as_json: bool) -> N
     ProcessError
         If a process or a command of the consortium fails.
     """
+    from rich.console import Console
+
     from synthedge_client.console import emit, note
     from synthedge_deploy.summary import show_summary
 
     if keep is not None and keep.exists() and any(keep.iterdir()):
         raise UsageError(f"{keep} is not empty; name a new folder with --keep")
-    story = Story(note)
+    story = Story(Console(stderr=True))
     start = time.monotonic()
     folder_of = nullcontext(str(keep)) if keep else tempfile.TemporaryDirectory(prefix="synthedge-")
     with interruptible(), folder_of as folder:
@@ -108,6 +116,7 @@ def _tell(folder: Path, data: Path | None, seeds: int, story: Story) -> dict[str
             f"Carved on purpose: {len(cohort.carved)} training positives with {cohort.subgroup.description} were "
             f"taken out of '{cohort.carved_site}'; nobody in the consortium is told."
         )
+    story.print(f"\nAll commands are typed in {folder}.")
     with Consortium(folder, lambda line: story.print(f"$ {line}")) as consortium:
         people = _People(consortium, cohort, story)
         people.set_up()
@@ -281,7 +290,13 @@ class _People:
                     command += ["--positive", hospital.label["positive"][0]]
                 return self.consortium.command("synthedge", *command)
 
-            self._everywhere(analyze)
+            for hospital, result in zip(
+                self.cohort.hospitals, self._everywhere(analyze), strict=True
+            ):
+                self.story.print(
+                    f"  {hospital.site}: {len(hospital.table)} patients, "
+                    f"severity {result['severity']} on its own"
+                )
 
     def publish(self) -> None:
         """Publish gap reports; the coordinator answers with profile and proposals."""
@@ -374,17 +389,13 @@ class _People:
 
     def audit(self) -> None:
         """Show every site's audit report."""
+        from synthedge_client.audit import AuditReport, render
+
         with self.story.chapter("Each site's audit report"):
             self.reports = self._everywhere(lambda h: self._at(h.site, "audit", "report"))
             for report in self.reports:
-                sent = sum(t["rows"] for t in report["sent"])
-                got = sum(t["rows"] for t in report["received"])
-                self.story.print(
-                    f"  {report['site']}: {len(report['gaps'])} gaps found, "
-                    f"{len(report['published'])} report published "
-                    f"({report['published'][0]['disclosure']}), {sent} rows sent, {got} rows received, "
-                    f"{report['n_events']} events on record"
-                )
+                self.story.print("")
+                render(AuditReport(**report), self.story.console)
 
     def transfers(self) -> list[dict[str, Any]]:
         """All transfers, as their recipients' audit reports have them."""
