@@ -125,6 +125,19 @@ def load(arguments: TableArguments) -> "tuple[pd.DataFrame, dict[str, Any]]":
     return table, settings
 
 
+def is_large_parquet(arguments: TableArguments) -> bool:
+    """Say whether the table is a Parquet file that must be read by row groups."""
+    path = Path(arguments.data)
+    if "://" in arguments.data or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        if file.read(4) != b"PAR1":
+            return False
+    from synthedge_client.parquet_scan import is_large
+
+    return is_large(path)
+
+
 def open_table(arguments: TableArguments) -> "SynthEdge":
     """Read the table a command names and look at its columns; errors as for `load` and `SynthEdge`."""
     from synthedge_core.synthedge import SynthEdge

@@ -24,6 +24,8 @@ from synthedge_core.errors import RefusedError, TableError, UsageError
 from synthedge_core.fill import FilledRows, VoxelReport, fill_gaps
 from synthedge_core.fill_constraints import parse_constraints
 from synthedge_core.fill_engines import Gap, make_engine
+from synthedge_core.gap_score import gap_scores
+from synthedge_core.grids import NamedGrid, count
 from synthedge_core.labels import LabelClass, read_labels
 from synthedge_core.quality import quality_of
 from synthedge_core.severity import Severity, judge
@@ -230,6 +232,49 @@ class SynthEdge:
             ]
         )
 
+    @property
+    def n_duplicated(self) -> int:
+        """Labelled rows that repeat another one exactly in every analysed column and the label."""
+        labels = self._table[self.labels.column][self.labels.is_labelled].to_numpy()
+        rows = pd.DataFrame(self.values).assign(label=labels)
+        return int(rows.duplicated().sum())
+
+    @property
+    def named_grids(self) -> list[dict[str, Any]]:
+        """The dictionary's grids, as far as their features are here: voxels with rows, worst first.
+
+        Empty without a dictionary. Gap scores are the published package's definition.
+        """
+        if self.dictionary is None:
+            return []
+        names = [column.name for column in self.analysed]
+        canonical = np.full((len(self.values), len(self.dictionary.features)), np.nan)
+        for i, feature in enumerate(self.dictionary.features):
+            if feature.name in names:
+                canonical[:, i] = self.values[:, names.index(feature.name)]
+        found = []
+        for spec in self.dictionary.grids:
+            if not set(spec.features) <= set(names):
+                continue
+            grid = NamedGrid(self.dictionary, spec)
+            tally = count(grid, canonical, self.classes[0].positive)
+            observed = tally.positives + tally.negatives
+            flats = np.flatnonzero(observed)
+            expected = float(observed.sum() / grid.n_voxels)
+            scores = gap_scores(observed[flats], tally.positives[flats], expected)
+            voxels = [
+                {
+                    "voxel": grid.label(int(flat)),
+                    "observed": int(observed[flat]),
+                    "n_pos": int(tally.positives[flat]),
+                    "gap_score": round(float(one), 4),
+                }
+                for flat, one in zip(flats, scores, strict=True)
+            ]
+            voxels.sort(key=lambda v: -float(str(v["gap_score"])))
+            found.append({"grid": spec.name, "voxels": voxels})
+        return found
+
     # -- fill -------------------------------------------------------------------------------------
 
     def fill(
@@ -360,6 +405,13 @@ class SynthEdge:
         if self._filled is None:
             raise UsageError("nothing was filled yet; call fill() first")
         return self._filled.reports
+
+    @property
+    def filled_values(self) -> FloatArray:
+        """The encoded rows of the last `fill`, shape (n_added, n_analysed); none before a fill."""
+        if self._filled is None:
+            return np.empty((0, len(self.analysed)))
+        return self._filled.values
 
     def quality_report(self, held: pd.DataFrame | None = None) -> dict[str, Any]:
         """Measure the rows of the last `fill`.
