@@ -163,47 +163,36 @@ def examine_site_table(
         except TableError as error:
             problems.append(Problem(feature.name, str(error), None, True))
     label_column = settings.label.column or dictionary.target.column
-    for name, what in (
-        (settings.patient_id, "patient_id"),
-        (settings.consent, "consent"),
-        (label_column, "label"),
-    ):
-        if name not in own.columns:
-            problems.append(
-                Problem(
-                    name,
-                    f"no such column for the {what} in {settings.data.name}; correct site.toml",
-                    None,
-                    True,
-                )
-            )
-    if any(p.stops for p in problems):
-        return None, problems
+    # Whatever is missing, what is there is looked at: the data manager mends the file once, not ten times.
+    labels = _codes(own, label_column, "label", problems)
+    patient_ids = _codes(own, settings.patient_id, "patient_id", problems)
+    consents = _codes(own, settings.consent, "consent", problems)
     values = np.full((len(own), len(dictionary.features)), np.nan)
     for column_map in maps:
+        feature = dictionary.feature(column_map.feature)
+        problems += _unmapped(feature, column_map)
         cells = _cells(own[column_map.column])
         unreadable = column_map.unreadable(cells)
         if unreadable.any():
             problems.append(_unreadable(column_map, int(unreadable.sum())))
             continue
         column = column_map.to_dictionary(cells)
-        feature = dictionary.feature(column_map.feature)
         problems += _implausible(feature, column)
         values[:, dictionary.index(feature.name)] = column
-    labels = [_code(cell) for cell in _cells(own[label_column])]
     positive_codes = settings.label.positive or (dictionary.target.positive,)
-    problems += _label_problems(labels, label_column, positive_codes, settings.label.negative)
-    patient_ids = [_code(cell) for cell in _cells(own[settings.patient_id])]
-    problems += _identity_problems(patient_ids, settings)
-    if any(p.stops for p in problems):
+    if labels is not None:
+        problems += _label_problems(labels, label_column, positive_codes, settings.label.negative)
+    if patient_ids is not None:
+        problems += _identity_problems(patient_ids, settings)
+    if any(p.stops for p in problems) or labels is None or patient_ids is None or consents is None:
         return None, problems
-    kept = np.array([bool(label) for label in labels])
+    kept = np.array([bool(label) for label in labels], dtype=np.bool_)
     table = SiteTable(
         own=own[kept].reset_index(drop=True),
         values=values[kept],
         positive=np.array([label in positive_codes for label in labels], dtype=np.bool_)[kept],
         patient_ids=[p for p, keep in zip(patient_ids, kept, strict=True) if keep],
-        has_consent=has_consent([_code(cell) for cell in _cells(own[settings.consent])])[kept],
+        has_consent=has_consent(consents)[kept],
         features=tuple(m.feature for m in maps),
         maps=tuple(maps),
         label_column=label_column,
@@ -211,6 +200,14 @@ def examine_site_table(
         dictionary=dictionary,
     )
     return table, problems
+
+
+def _codes(own: pd.DataFrame, column: str, what: str, problems: list[Problem]) -> list[str] | None:
+    if column in own.columns:
+        return [_code(cell) for cell in _cells(own[column])]
+    found = f"the table has no such column for the {what}; correct site.toml"
+    problems.append(Problem(f"column '{column}'", found, None, True))
+    return None
 
 
 def _column_map(feature: Feature, column: ColumnSettings, own: pd.DataFrame) -> ColumnMap:
@@ -268,6 +265,21 @@ def _unreadable(column_map: ColumnMap, n_rows: int) -> Problem:
     else:
         found = f"neither a number nor a code listed as missing in [columns.{column_map.feature}]"
     return Problem(f"column '{column_map.column}'", found, n_rows, True)
+
+
+def _unmapped(feature: Feature, column_map: ColumnMap) -> list[Problem]:
+    if not isinstance(column_map.coding, LevelMap):
+        return []
+    missing = [
+        level for i, level in enumerate(feature.levels) if column_map.coding.code_of(i) is None
+    ]
+    if not missing:
+        return []
+    found = (
+        f"no own code for the dictionary's {', '.join(missing)} in [columns.{feature.name}] levels; "
+        "samples that have them cannot be received"
+    )
+    return [Problem(f"feature '{feature.name}'", found, None, False)]
 
 
 def _implausible(feature: Feature, column: FloatArray) -> list[Problem]:

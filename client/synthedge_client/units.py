@@ -36,7 +36,9 @@ def unit_conversion(own_unit: str, feature: Feature) -> AffineUnit:
 
     def converted(number: float) -> float:
         quantity = _registry().Quantity(number * source.magnitude, source.units)
-        return float((quantity * bridge).to(target.units).magnitude / target.magnitude)
+        # Pint multiplies no temperature that has an offset: only what needs the bridge takes it.
+        bridged = quantity if bridge is None else quantity * bridge
+        return float(bridged.to(target.units).magnitude / target.magnitude)
 
     offset = converted(0.0)
     return AffineUnit(factor=converted(1.0) - offset, offset=offset)
@@ -59,9 +61,9 @@ def _parse(unit: str, feature: str) -> Any:
 
 
 def _bridge(source: Any, target: Any, feature: Feature, own_unit: str) -> Any:
-    """What a value must be multiplied by before its dimension is the dictionary's."""
+    """What a value must be multiplied by before its dimension is the dictionary's; None if nothing."""
     if source.is_compatible_with(target):
-        return 1
+        return None
     if feature.molar_mass_g_mol is not None:
         registry = _registry()
         molar_mass = feature.molar_mass_g_mol * registry.gram / registry.mole

@@ -1,0 +1,221 @@
+"""A hospital's table in dictionary terms, and everything that is wrong with it at once."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server_fixtures import DICTIONARY, DICTIONARY_TOML
+from sites import make_site, patients
+from synthedge_client.settings import load_settings
+from synthedge_client.site_table import Problem, SiteTable, examine_site_table, load_site_table
+from synthedge_client.units import unit_conversion
+from synthedge_core.dictionary import Dictionary, Feature, parse_dictionary
+from synthedge_core.errors import TableError
+
+CHOLESTEROL = Feature(
+    name="chol", kind="continuous", unit="mg/dL", molar_mass_g_mol=386.65, privacy="measurement"
+)
+
+
+def examine(
+    parent: Path, rows: pd.DataFrame, settings: str = "", dictionary: Dictionary = DICTIONARY
+) -> tuple[SiteTable | None, list[Problem]]:
+    folder = make_site(parent, "north", rows, settings)
+    return examine_site_table(load_settings(folder), dictionary)
+
+
+def mapped(parent: Path, rows: pd.DataFrame, settings: str = "", **more: Any) -> SiteTable:
+    table, problems = examine(parent, rows, settings, **more)
+    assert table is not None, problems
+    return table
+
+
+def test_own_columns_units_and_codes_become_the_dictionarys_and_return(tmp_path: Path) -> None:
+    rows = patients("n").rename(columns={"bp": "rr", "progressed": "worse"})
+    rows["rr"] = (rows["rr"] / 7.5006157584566).round(9)
+    rows["sex"] = rows["sex"].map({1: "F", 2: "M"})
+    rows["worse"] = rows["worse"].map({1: "yes", 0: "no"})
+    table = mapped(
+        tmp_path,
+        rows,
+        """
+[label]
+column = "worse"
+positive = ["yes"]
+negative = ["no"]
+[columns.bp]
+column = "rr"
+unit = "kPa"
+[columns.sex]
+levels = { F = "1", M = "2" }
+""",
+    )
+
+    expected = patients("n")
+    assert np.allclose(table.values[:, 0], expected["bp"])
+    assert table.values[:, 1].tolist() == (expected["sex"] - 1).tolist()
+    assert table.positive.tolist() == (expected["progressed"] == 1).tolist()
+    own = table.to_own_rows(table.values)
+    assert np.allclose(own["rr"].astype(float), rows["rr"])
+    assert own["sex"].tolist() == rows["sex"].tolist()
+    assert set(own["worse"]) == {"yes"}
+
+
+def test_codes_that_mean_missing_and_empty_cells_are_missing(tmp_path: Path) -> None:
+    rows = patients("n").astype({"bp": object})
+    rows.loc[0, "bp"], rows.loc[1, "bp"], rows.loc[2, "bp"] = 0, None, "n.m."
+    table = mapped(tmp_path, rows, '[columns.bp]\nmissing = ["0", "n.m."]\n')
+
+    assert np.isnan(table.values[:3, 0]).all()
+    assert not np.isnan(table.values[3:, 0]).any()
+
+
+def test_rows_without_a_label_are_left_out_and_said_so(tmp_path: Path) -> None:
+    rows = patients("n").astype({"progressed": object})
+    rows.loc[:4, "progressed"] = None
+    table, problems = examine(tmp_path, rows)
+
+    assert table is not None
+    assert len(table.values) == len(rows) - 5
+    assert [(p.rows, p.stops) for p in problems] == [(5, False)]
+
+
+def test_only_an_exact_active_is_a_consent(tmp_path: Path) -> None:
+    rows = patients("n")
+    rows["consent"] = "withdrawn"
+    for i, text in enumerate(["active", " Active ", "", "inactive", "yes", "1"]):
+        rows.loc[i, "consent"] = text
+    table = mapped(tmp_path, rows)
+
+    assert table.has_consent.tolist() == [True, True] + [False] * (len(rows) - 2)
+
+
+def test_every_problem_is_listed_at_once_and_none_names_a_value(tmp_path: Path) -> None:
+    rows = patients("SECRET").drop(columns="consent").astype({"bp": object, "sex": object})
+    rows.loc[0, "bp"] = "very high"
+    rows.loc[1, "sex"] = "hermaphrodite"
+    rows.loc[2, "mrn"] = None
+    rows.loc[3, "progressed"] = 77
+    rows.loc[4, "note"] = 6543
+    settings = '[columns.height]\ncolumn = "cm"\n[label]\npositive = ["1"]\nnegative = ["0"]\n'
+
+    table, problems = examine(tmp_path, rows, settings)
+
+    assert table is None
+    about = {p.about: p.rows for p in problems}
+    assert about == {
+        "[columns.height]": None,
+        "column 'consent'": None,
+        "column 'bp'": 1,
+        "column 'sex'": 1,
+        "column 'note'": 1,
+        "label 'progressed'": 1,
+        "column 'mrn'": 1,
+    }
+    said = " ".join(f"{p.about} {p.found}" for p in problems)
+    for value in ("very high", "hermaphrodite", "SECRET", "77", "6543"):
+        assert value not in said
+
+
+def test_a_missing_target_column_is_named(tmp_path: Path) -> None:
+    folder = make_site(tmp_path, "north", patients("n").drop(columns="progressed"))
+
+    with pytest.raises(TableError, match=r"'progressed': .* for the label; correct site\.toml"):
+        load_site_table(load_settings(folder), DICTIONARY)
+
+
+def test_a_wrong_unit_shows_as_implausible_values_with_their_number(tmp_path: Path) -> None:
+    rows = patients("n")
+    rows["bp"] /= 7.5
+
+    _, problems = examine(tmp_path, rows)
+
+    assert [(p.about, p.rows, p.stops) for p in problems] == [("feature 'bp'", 128, True)]
+    assert "30 to 200 mm[Hg]" in problems[0].found
+
+
+def test_a_repeated_patient_is_a_note_and_an_unknown_label_stops(tmp_path: Path) -> None:
+    rows = patients("n")
+    rows.loc[1, "mrn"] = rows.loc[0, "mrn"]
+    rows.loc[2, "progressed"] = 2
+
+    _, problems = examine(tmp_path, rows)
+
+    assert [(p.about, p.stops) for p in problems] == [
+        ("label 'progressed'", True),
+        ("column 'mrn'", False),
+    ]
+
+
+def test_a_level_without_an_own_code_is_told_before_a_sample_needs_it(tmp_path: Path) -> None:
+    rows = patients("n")
+    rows["sex"] = "F"
+    table, problems = examine(tmp_path, rows, '[columns.sex]\nlevels = { F = "1" }\n')
+
+    assert table is not None
+    assert [(p.about, p.stops) for p in problems] == [("feature 'sex'", False)]
+    assert "no own code for the dictionary's 2" in problems[0].found
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ('[columns.bp]\ncolumn = "nowhere"\n', "no column 'nowhere'"),
+        ('[columns.bp]\nunit = "mmol/L"\n', "'mmol/L' cannot be converted to 'mm\\[Hg\\]'"),
+        ('[columns.bp]\nunit = "furlong per"\n', "is no UCUM unit"),
+        ('[columns.bp]\nlevels = { a = "1" }\n', "levels are given for a feature that has none"),
+        ('[columns.sex]\nlevels = { a = "9" }\n', "level '9' is none of the dictionary's"),
+        ('[columns.sex]\nunit = "kg"\n', "a unit is given for a feature with levels"),
+    ],
+)
+def test_a_mapping_that_cannot_be_is_told(tmp_path: Path, settings: str, match: str) -> None:
+    folder = make_site(tmp_path, "north", patients("n"), settings)
+
+    with pytest.raises(TableError, match=match):
+        load_site_table(load_settings(folder), DICTIONARY)
+
+
+@given(st.floats(0.1, 30))
+def test_moles_become_grams_and_return(mmol_l: float) -> None:
+    unit = unit_conversion("mmol/L", CHOLESTEROL)
+
+    mg_dl = unit.to_dictionary(np.array([mmol_l]))
+
+    # 1 mmol/L of a substance of 386.65 g/mol is 38.665 mg/dL.
+    assert np.allclose(mg_dl, 38.665 * mmol_l)
+    assert np.allclose(unit.to_own(mg_dl), mmol_l)
+
+
+def test_grams_become_moles_where_the_dictionary_counts_moles() -> None:
+    feature = Feature(name="glu", kind="continuous", unit="mmol/L", molar_mass_g_mol=180.156)
+
+    assert np.allclose(unit_conversion("mg/dL", feature).to_dictionary(np.array([18.0156])), 1.0)
+
+
+def test_a_missing_molar_mass_is_named_as_what_may_be_missing() -> None:
+    feature = Feature(name="chol", kind="continuous", unit="mg/dL")
+
+    with pytest.raises(TableError, match="molar mass in the dictionary may be what is missing"):
+        unit_conversion("mmol/L", feature)
+
+
+@given(st.floats(20, 45))
+def test_temperatures_have_an_offset_and_return(celsius: float) -> None:
+    feature = Feature(name="temp", kind="continuous", unit="[degF]")
+    unit = unit_conversion("Cel", feature)
+
+    assert np.allclose(unit.to_dictionary(np.array([celsius])), celsius * 9 / 5 + 32)
+    assert np.allclose(unit.to_own(unit.to_dictionary(np.array([celsius]))), celsius)
+
+
+def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
+    folder = make_site(tmp_path, "north", patients("n"))
+    (tmp_path / "north.csv").unlink()
+
+    with pytest.raises(TableError, match=r"north\.csv"):
+        load_site_table(load_settings(folder), parse_dictionary(DICTIONARY_TOML))
