@@ -15,6 +15,8 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc would log its own lines 
 
 import grpc
 
+from synthedge_client.keystore import read_certificate
+from synthedge_protocols.certificates import load_certificate, pem
 from synthedge_protocols.errors import (
     ERROR_NAME_KEY,
     DeadlineError,
@@ -69,15 +71,13 @@ def enrol(token: EnrolmentToken, request: wire.EnrolRequest) -> wire.EnrolRespon
     Raises
     ------
     IdentityError
-        If the token is wrong, used, expired, or the server is not the token's coordinator.
+        If the token is wrong, used or expired.
+    MalformedError
+        If the certificate in the token is none.
     UnavailableError, DeadlineError
-        If it cannot be reached.
+        If it cannot be reached, or is not the token's coordinator.
     """
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding
-
-    root = x509.load_der_x509_certificate(token.ca_certificate).public_bytes(Encoding.PEM)
-    credentials = grpc.ssl_channel_credentials(root_certificates=root)
+    credentials = grpc.ssl_channel_credentials(pem(load_certificate(token.ca_certificate)))
     address = token.enrolment_address
     with (
         grpc.secure_channel(address, credentials, options=_OPTIONS) as channel,
@@ -97,12 +97,18 @@ class Connection:
     """
 
     def __init__(self, address: str, *, ca: Path, certificate: Path, key_pem: bytes) -> None:
-        """Prepare the channel; it connects with the first call."""
+        """Prepare the channel; it connects with the first call.
+
+        Raises
+        ------
+        IdentityError
+            If a certificate file is missing.
+        """
         self._address = address
         credentials = grpc.ssl_channel_credentials(
-            root_certificates=ca.read_bytes(),
+            root_certificates=read_certificate(ca),
             private_key=key_pem,
-            certificate_chain=certificate.read_bytes(),
+            certificate_chain=read_certificate(certificate),
         )
         self._channel = grpc.secure_channel(address, credentials, options=_OPTIONS)
         self._stub = CoordinatorStub(self._channel)

@@ -35,17 +35,17 @@ def _table(site: Site) -> list[Problem]:
 
 
 def _disclosure(site: Site) -> list[Problem]:
-    from synthedge_client.outbound import LEAVING, effective_disclosure
+    from synthedge_client.outbound import effective_disclosure
 
     problems = [
         Problem(
             f"feature '{feature.name}'",
-            f"privacy class '{feature.privacy or 'none'}' does not leave a site; requests that include it are refused",
+            f"privacy class '{feature.privacy or 'none'}' does not leave a site; no transfer holds it",
             None,
             False,
         )
         for feature in site.dictionary.features
-        if feature.privacy not in LEAVING
+        if not feature.is_shareable
     ]
     try:
         effective_disclosure(site.dictionary.policy, site.settings.disclosure)

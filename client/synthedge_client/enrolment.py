@@ -4,6 +4,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
 from synthedge_client import store
 from synthedge_client.connection import enrol
 from synthedge_client.keystore import KeyStore, load_keys
@@ -19,10 +22,11 @@ from synthedge_protocols.v1 import statements_pb2 as pb
 
 HPKE_DAYS = 365
 _DAY_MS = 86_400_000
+_PENDING = "enrolment request"
 
 
 def enrol_site(folder: Path, token_file: Path) -> dict[str, Any]:
-    """Enrol the site of a folder; nothing is written unless all of it succeeded.
+    """Enrol the site of a folder; it is enrolled only when all of it succeeded, and may be tried again until then.
 
     Raises
     ------
@@ -38,18 +42,30 @@ def enrol_site(folder: Path, token_file: Path) -> dict[str, Any]:
     if not token_file.is_file():
         raise UsageError(f"there is no token file {token_file}; ask the operator for an invitation")
     settings = load_settings(folder)
-    token = EnrolmentToken.decode(token_file.read_text(encoding="utf-8"))
+    # What is no text is no token either: the replacement character never decodes.
+    token = EnrolmentToken.decode(token_file.read_text(encoding="utf-8", errors="replace"))
     if token.site != settings.id:
         raise IdentityError(
             f"the token invites site '{token.site}', this folder is site '{settings.id}'; ask the operator for yours"
         )
     database = store.Store(settings.database)
-    with database.read() as connection:
+    try:
+        return _enrol(database, load_keys(settings.keys), token, settings.id)
+    finally:
+        database.close()
+
+
+def _enrol(
+    database: store.Store, keys: KeyStore, token: EnrolmentToken, site: str
+) -> dict[str, Any]:
+    with database.write() as connection:
         if consortium := store.get_fact(connection, "consortium"):
-            raise RefusedError(f"site '{settings.id}' is enrolled in '{consortium}' already")
-    keys = load_keys(settings.keys)
-    response = enrol(token, _request(keys, token, settings.id))
-    _check_answer(response, token, settings.id)
+            raise RefusedError(f"site '{site}' is enrolled in '{consortium}' already")
+        request = _pending_request(connection, token) or _request(keys, token, site)
+        # A token is spent by the first answer, which may get lost: the very same request gets it again.
+        store.set_fact(connection, _PENDING, request.SerializeToString().hex())
+    response = enrol(token, request)
+    _check_answer(response, token, keys, site)
     certificate = load_certificate(response.certificate)
     dictionary = parse_dictionary(response.dictionary.toml)
     if bytes.fromhex(dictionary.digest) != response.dictionary.digest:
@@ -61,6 +77,7 @@ def enrol_site(folder: Path, token_file: Path) -> dict[str, Any]:
         store.set_fact(connection, "consortium", token.consortium)
         store.set_fact(connection, "address", token.address)
         store.set_fact(connection, "dictionary", response.dictionary.toml)
+        store.delete_fact(connection, _PENDING)
         store.record(
             connection,
             "enrolled",
@@ -69,15 +86,22 @@ def enrol_site(folder: Path, token_file: Path) -> dict[str, Any]:
             dictionary=dictionary.digest,
             ca_fingerprint=token.ca_fingerprint,
         )
-    database.close()
     return {
-        "site": settings.id,
+        "site": site,
         "consortium": token.consortium,
         "certificate_expires": certificate.not_valid_after_utc.isoformat(),
         "dictionary": dictionary.name,
         "dictionary_digest": dictionary.digest,
         "target_definition": dictionary.target.definition,
     }
+
+
+def _pending_request(connection: sa.Connection, token: EnrolmentToken) -> wire.EnrolRequest | None:
+    pending = store.get_fact(connection, _PENDING)
+    if pending is None:
+        return None
+    request = wire.EnrolRequest.FromString(bytes.fromhex(pending))
+    return request if request.token_secret == token.secret else None
 
 
 def _request(keys: KeyStore, token: EnrolmentToken, site: str) -> wire.EnrolRequest:
@@ -106,14 +130,21 @@ def _request(keys: KeyStore, token: EnrolmentToken, site: str) -> wire.EnrolRequ
     )
 
 
-def _check_answer(response: wire.EnrolResponse, token: EnrolmentToken, site: str) -> None:
+def _check_answer(
+    response: wire.EnrolResponse, token: EnrolmentToken, keys: KeyStore, site: str
+) -> None:
     named = site_of(
         response.certificate,
         load_certificate(token.ca_certificate),
         token.consortium,
         now=datetime.now(tz=UTC),
     )
-    if named != site or response.consortium != token.consortium:
+    certified = load_certificate(response.certificate).public_key()
+    if (
+        named != site
+        or response.consortium != token.consortium
+        or certified != load_pem_private_key(keys.tls.pem(), None).public_key()
+    ):
         raise IdentityError(
             "the coordinator answered with a certificate for somebody else; ask its operator"
         )

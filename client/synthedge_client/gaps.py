@@ -144,7 +144,7 @@ def choose_region(site: Site, typed: str, donor: str | None) -> Region:
     """
     name, _, number = typed.rpartition("/")
     known = {spec.name for spec in site.dictionary.grids}
-    if name not in known or not number.isdigit() or int(number) >= site.grid(name).n_voxels:
+    if name not in known or not number.isdecimal() or int(number) >= site.grid(name).n_voxels:
         raise UsageError(
             f"there is no voxel '{typed}'; take an id from 'synthedge site gaps list' or 'gaps preview'"
         )

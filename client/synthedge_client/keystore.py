@@ -17,7 +17,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cryptography import x509
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -25,6 +24,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from synthedge_client import store
 from synthedge_core.errors import UsageError, VerificationError
+from synthedge_protocols.certificates import load_certificate
+from synthedge_protocols.errors import IdentityError
 from synthedge_protocols.keys import HpkeKeyPair, StatementKey, TlsKey
 from synthedge_protocols.names import check_name
 from synthedge_protocols.private_files import (
@@ -68,9 +69,7 @@ class KeyStore:
     @property
     def certificate_expires(self) -> datetime:
         """When the TLS certificate ends (UTC)."""
-        return x509.load_pem_x509_certificate(
-            self.certificate_file.read_bytes()
-        ).not_valid_after_utc
+        return load_certificate(read_certificate(self.certificate_file)).not_valid_after_utc
 
     def encrypt(self, data: bytes, context: bytes) -> bytes:
         """Encrypt for the database; `context` must be given again to decrypt."""
@@ -87,7 +86,7 @@ class KeyStore:
         """
         try:
             return AESGCM(self._derive(b"at rest")).decrypt(blob[:12], blob[12:], context)
-        except InvalidTag:
+        except (InvalidTag, ValueError):  # ValueError: too short to hold a nonce
             raise VerificationError(
                 "a stored record does not open with this site's secret; restore keys and database together"
             ) from None
@@ -100,6 +99,22 @@ class KeyStore:
         return HKDF(
             algorithm=SHA256(), length=32, salt=None, info=b"synthedge site " + purpose
         ).derive(self.secret)
+
+
+def read_certificate(path: Path) -> bytes:
+    """A certificate file that enrolment wrote.
+
+    Raises
+    ------
+    IdentityError
+        If it is not there.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise IdentityError(
+            f"'{path}' does not exist; restore it from backup, or ask the operator to enrol this site anew"
+        ) from None
 
 
 def create_keys(folder: Path) -> KeyStore:

@@ -28,8 +28,6 @@ from synthedge_protocols.v1 import statements_pb2 as pb
 
 FloatArray = NDArray[np.float64]
 
-# Classes a row may carry out of a site; the others never leave.
-LEAVING = frozenset({"measurement", "age", "quasi"})
 # Safe Harbor: ages over 89 become one category (45 CFR 164.514(b)(2)(i)(C)).
 AGE_TOP_CODE = 89.0
 
@@ -69,7 +67,8 @@ def effective_disclosure(policy: Policy, site: DisclosureSettings) -> Disclosure
         )
     for name in ("epsilon", "epsilon_total"):
         own, agreed = getattr(site, name), getattr(policy, name)
-        if own is not None and own > agreed:
+        # Written so that NaN, which compares with nothing, is refused too.
+        if own is not None and not own <= agreed:
             raise DisclosureRefusedError(
                 f"{name} {own} of site.toml is weaker than the consortium's {agreed}; a site may only lower it"
             )
@@ -81,10 +80,15 @@ def effective_disclosure(policy: Policy, site: DisclosureSettings) -> Disclosure
     is_dp = mode == "dp"
     return Disclosure(
         mode=mode,
-        epsilon=(site.epsilon or policy.epsilon) if is_dp else 0.0,
-        epsilon_total=(site.epsilon_total or policy.epsilon_total) if is_dp else 0.0,
-        min_count=0 if is_dp else (site.min_count or policy.min_count),
+        epsilon=_stricter(site.epsilon, policy.epsilon) if is_dp else 0.0,
+        epsilon_total=_stricter(site.epsilon_total, policy.epsilon_total) if is_dp else 0.0,
+        min_count=0 if is_dp else max(site.min_count or 0, policy.min_count),
     )
+
+
+def _stricter(own: float | None, agreed: float) -> float:
+    # Not `own or agreed`: a site that writes 0 lets nothing leave.
+    return agreed if own is None else own
 
 
 def build_gap_report(
@@ -173,15 +177,30 @@ def deidentify(values: FloatArray, dictionary: Dictionary, features: Sequence[st
     DisclosureRefusedError
         If a feature has no privacy class, or one that never leaves.
     """
-    columns = []
     for name in features:
         feature = dictionary.feature(name)
-        if feature.privacy not in LEAVING:
+        if not feature.is_shareable:
             raise DisclosureRefusedError(
                 f"feature '{name}' has privacy class '{feature.privacy or 'none'}', which does not leave a site; "
                 "correct the dictionary or agree on a transfer without it"
             )
-        columns.append(_coarsen(values[:, dictionary.index(name)], feature))
+    return coarsen(values, dictionary)[:, [dictionary.index(name) for name in features]]
+
+
+def coarsen(values: FloatArray, dictionary: Dictionary) -> FloatArray:
+    """Values as they would leave: top-coded and rounded; which of them may is not decided here.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_rows, n_features)
+        Dictionary units, NaN = missing.
+    dictionary : Dictionary
+
+    Returns
+    -------
+    ndarray of shape (n_rows, n_features)
+    """
+    columns = [_coarsen(values[:, i], feature) for i, feature in enumerate(dictionary.features)]
     return np.column_stack(columns)
 
 

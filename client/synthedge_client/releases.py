@@ -150,7 +150,7 @@ def _check_budget(connection: sa.Connection, site: Site, disclosure: Disclosure)
     if disclosure.mode != "dp":
         return
     spent = _spent(connection, site)
-    if spent + disclosure.epsilon > disclosure.epsilon_total + 1e-9:
+    if not spent + disclosure.epsilon <= disclosure.epsilon_total + 1e-9:
         raise DisclosureRefusedError(
             f"a release costs epsilon {disclosure.epsilon:g}, {spent:g} of {disclosure.epsilon_total:g} is spent "
             "on this dictionary; wait for a new dictionary, or publish the stored release again"

@@ -106,11 +106,13 @@ def load_settings(folder: Path) -> SiteSettings:
 def _label(table: dict[str, Any], path: Path) -> LabelSettings:
     where = f"[label] of {path}"
     _only(table, {"column", "positive", "negative"}, where)
-    return LabelSettings(
-        column=_text(table, "column", where),
-        positive=_codes(table, "positive", where),
-        negative=_codes(table, "negative", where),
-    )
+    positive, negative = _codes(table, "positive", where), _codes(table, "negative", where)
+    if positive == ():
+        raise TableError(f"positive in {where} lists no code; list one, or leave it out")
+    both = sorted(set(positive or ()) & set(negative or ()))
+    if both:
+        raise TableError(f"code '{both[0]}' in {where} is listed as positive and as negative")
+    return LabelSettings(column=_text(table, "column", where), positive=positive, negative=negative)
 
 
 def _column(name: str, table: Any, path: Path) -> ColumnSettings:
@@ -143,10 +145,14 @@ def _disclosure(table: dict[str, Any], path: Path) -> DisclosureSettings:
     mode = _text(table, "mode", where)
     if mode not in (None, "dp", "threshold"):
         raise TableError(f"mode in {where} is '{mode}', expected 'dp' or 'threshold'")
-    for key in ("epsilon", "epsilon_total", "min_count"):
+    for key, kind, said in (
+        ("epsilon", int | float, "a number"),
+        ("epsilon_total", int | float, "a number"),
+        ("min_count", int, "a whole number"),
+    ):
         value = table.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise TableError(f"{key} in {where} must be a number")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise TableError(f"{key} in {where} must be {said}")
     return DisclosureSettings(**table)
 
 
@@ -168,8 +174,9 @@ def _codes(table: dict[str, Any], key: str, where: str) -> tuple[str, ...] | Non
     value = table.get(key)
     if value is None:
         return None
-    if not isinstance(value, list):
-        raise TableError(f"{key} in {where} must be a list of codes")
+    # A code such as 1.0 or true would be matched by nobody: the file's cells are read as text and numbers.
+    if not isinstance(value, list) or not all(type(code) in (str, int) for code in value):
+        raise TableError(f'{key} in {where} must be a list of codes, ["0", "?"]')
     return tuple(str(code) for code in value)
 
 

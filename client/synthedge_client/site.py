@@ -125,6 +125,7 @@ class Site:
                 "site": row.site,
                 "fingerprint": fingerprint(row.statement_public_key),
                 "verified": row.verified_at_ms is not None,
+                "problem": row.problem or "",
             }
             for row in rows
         ]
@@ -193,6 +194,12 @@ def create_site(folder: Path, *, id: str, data: Path, patient_id: str, consent: 
     check_name("site", id)
     if (folder / SITE_FILE).exists():
         raise UsageError(f"{folder} holds a site already; choose another folder")
+    for leftover in (folder / "keys", folder / "site.db"):
+        # Keys of a site whose site.toml was lost must never be replaced: nobody could tell it from an impostor.
+        if leftover.exists():
+            raise UsageError(
+                f"{leftover} is there, but no {SITE_FILE}; restore that, or choose another folder"
+            )
     table = data if data.is_absolute() else Path.cwd() / data
     if not table.is_file():
         raise UsageError(f"there is no file {data}; name the table of patients with --data")
@@ -208,12 +215,19 @@ def create_site(folder: Path, *, id: str, data: Path, patient_id: str, consent: 
     }
     try:
         keys = create_keys(folder / "keys")
-        with store.Store(folder / "site.db").write() as connection:
+        database = store.Store(folder / "site.db")
+        with database.write() as connection:
             store.record(connection, "site made", "steward", fingerprint=keys.statement.fingerprint)
+        database.close()
         # Last: a folder with a site.toml is a whole site.
         (folder / SITE_FILE).write_text(_HEADER + tomli_w.dumps(document), encoding="utf-8")
     except BaseException:
-        shutil.rmtree(folder if made else folder / "keys", ignore_errors=True)
+        if made:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            shutil.rmtree(folder / "keys", ignore_errors=True)
+            for database_file in folder.glob("site.db*"):
+                database_file.unlink(missing_ok=True)
         raise
     return keys.statement.fingerprint
 

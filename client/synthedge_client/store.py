@@ -19,7 +19,7 @@ from synthedge_protocols.writer import WRITES, sqlite_engine
 metadata = sa.MetaData()
 
 facts = sa.Table(
-    "facts",  # what enrolment told: consortium, addresses, dictionary, inbox position
+    "facts",  # what enrolment told: consortium, address, dictionary; before it, the pending request
     metadata,
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("value", sa.Text, nullable=False),
@@ -31,6 +31,7 @@ peers = sa.Table(
     sa.Column("statement_public_key", sa.LargeBinary, nullable=False),
     sa.Column("hpke_key", sa.LargeBinary, nullable=False),  # serialised SignedStatement
     sa.Column("verified_at_ms", sa.Integer),  # NULL until somebody compared fingerprints
+    sa.Column("problem", sa.Text),  # what was wrong with the keys last shown for it
 )
 releases = sa.Table(
     "releases",
@@ -77,12 +78,11 @@ transfers = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("request", sa.LargeBinary, nullable=False),  # serialised SignedStatement
     sa.Column("approval", sa.LargeBinary),
-    sa.Column(
-        "payload", sa.LargeBinary
-    ),  # donor: the manifest and samples, encrypted, until delivered
+    sa.Column("payload", sa.LargeBinary),  # donor: manifest and samples, encrypted, until uploaded
     sa.Column("shipment", sa.LargeBinary),
     sa.Column("rows", sa.Integer),  # prepared, or received
     sa.Column("reason", sa.Text),
+    sa.Column("problem", sa.Text),  # what the agent could not get past, until the next change
     sa.Column("created_at_ms", sa.Integer, nullable=False),
     sa.Column("changed_at_ms", sa.Integer, nullable=False),
 )
@@ -176,8 +176,13 @@ def get_fact(connection: sa.Connection, name: str) -> str | None:
 
 def set_fact(connection: sa.Connection, name: str, value: str) -> None:
     """Set or replace one fact."""
-    connection.execute(facts.delete().where(facts.c.name == name))
+    delete_fact(connection, name)
     connection.execute(facts.insert().values(name=name, value=value))
+
+
+def delete_fact(connection: sa.Connection, name: str) -> None:
+    """Forget one fact, if it is there."""
+    connection.execute(facts.delete().where(facts.c.name == name))
 
 
 def require_fact(connection: sa.Connection, name: str) -> str:

@@ -1,0 +1,130 @@
+"""Protected counts: noise on every voxel, or rounding and suppression."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from synthedge_client.protection import dp_scale, protect_dp, protect_threshold
+from synthedge_core.errors import DisclosureRefusedError
+
+counts = hnp.arrays(np.int64, st.integers(1, 12), elements=st.integers(0, 60))
+
+
+def pairs_of(*arrays: list[int]) -> list[np.ndarray]:
+    return [np.array(array, dtype=np.int64) for array in arrays]
+
+
+def test_every_voxel_of_every_grid_gets_noise_empty_ones_too() -> None:
+    zeros = [np.zeros(12, dtype=np.int64)] * 3
+
+    drawn = [protect_dp(zeros, zeros, epsilon=0.1) for _ in range(30)]
+
+    assert all(len(grid.positives) == 12 and not grid.suppressed.any() for grid in drawn[0])
+    for i_grid in range(3):
+        for name in ("positives", "negatives"):
+            values = np.array([getattr(grids[i_grid], name) for grids in drawn])
+            # Clipped at zero, half of the draws stay above it: 2**-30 that a voxel never does.
+            assert (values.max(axis=0) > 0).all()
+
+
+def test_the_noise_is_as_large_as_sensitivity_over_epsilon_demands() -> None:
+    truth = [np.full(1000, 10_000)]
+    noise = protect_dp(truth, truth, epsilon=0.5)[0].positives - 10_000
+
+    assert dp_scale(1, 0.5) == 2
+    # A Laplace distribution of scale 2 has mean absolute deviation 2; 1000 draws know it to about 0.06.
+    assert abs(np.abs(noise).mean() - 2.0) < 0.4
+    assert abs(noise.mean()) < 0.5
+
+
+@given(st.integers(1, 3), st.floats(0.01, 10))
+@settings(max_examples=25, deadline=None)
+def test_opendp_confirms_epsilon_for_a_patient_who_is_in_every_grid(
+    n_grids: int, epsilon: float
+) -> None:
+    import opendp.prelude as dp
+
+    dp.enable_features("contrib")
+    space = dp.vector_domain(dp.atom_domain(T="i64")), dp.l1_distance(T="i64")
+    measurement = dp.m.make_laplace(*space, scale=dp_scale(n_grids, epsilon))
+
+    assert measurement.map(n_grids) <= epsilon * (1 + 1e-9)
+    assert measurement.map(n_grids) >= epsilon * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("epsilon", [math.nan, math.inf, 0.0, -1.0])
+def test_an_epsilon_that_bounds_nothing_is_refused(epsilon: float) -> None:
+    with pytest.raises(DisclosureRefusedError, match="epsilon is"):
+        protect_dp(pairs_of([1]), pairs_of([1]), epsilon)
+
+
+def test_no_grid_means_no_release() -> None:
+    with pytest.raises(DisclosureRefusedError, match="no grid"):
+        protect_dp([], [], 1.0)
+
+
+@given(counts)
+@settings(max_examples=25, deadline=None)
+def test_noisy_counts_are_whole_and_never_negative(positives: np.ndarray) -> None:
+    (protected,) = protect_dp([positives], [positives], epsilon=1.0)
+
+    for values in (protected.positives, protected.negatives):
+        assert (values >= 0).all()
+        assert (values % 1 == 0).all()
+
+
+@given(st.integers(2, 8), st.data())
+def test_a_voxel_with_few_patients_says_nothing(k: int, data: st.DataObject) -> None:
+    shape = data.draw(st.integers(1, 12))
+    positives = data.draw(hnp.arrays(np.int64, shape, elements=st.integers(0, 20)))
+    negatives = data.draw(hnp.arrays(np.int64, shape, elements=st.integers(0, 20)))
+
+    (protected,) = protect_threshold([positives], [negatives], k)
+
+    total = positives + negatives
+    assert protected.suppressed[(total > 0) & (total < k)].all()
+    assert (protected.positives[protected.suppressed] == 0).all()
+    assert (protected.negatives[protected.suppressed] == 0).all()
+
+
+@given(st.integers(2, 8), st.data())
+def test_small_classes_of_a_published_voxel_cannot_be_told_apart(
+    k: int, data: st.DataObject
+) -> None:
+    one, other = data.draw(st.integers(0, k - 1)), data.draw(st.integers(0, k - 1))
+    negatives = pairs_of([50, 60])
+
+    first = protect_threshold(pairs_of([one, 30]), negatives, k)[0]
+    second = protect_threshold(pairs_of([other, 30]), negatives, k)[0]
+
+    assert np.array_equal(first.positives, second.positives)
+    assert np.array_equal(first.suppressed, second.suppressed)
+
+
+def test_published_counts_are_multiples_of_five_or_the_band() -> None:
+    (protected,) = protect_threshold(pairs_of([7, 13, 4, 0]), pairs_of([22, 0, 30, 0]), 5)
+
+    assert protected.positives.tolist() == [5, 15, 2, 0]
+    assert protected.negatives.tolist() == [20, 2, 30, 0]
+    assert not protected.suppressed.any()
+
+
+def test_a_single_suppressed_voxel_takes_the_next_smallest_with_it() -> None:
+    (protected,) = protect_threshold(pairs_of([1, 20, 9, 30]), pairs_of([1, 20, 9, 30]), 5)
+
+    assert protected.suppressed.tolist() == [True, False, True, False]
+
+
+def test_two_suppressed_voxels_hide_each_other() -> None:
+    (protected,) = protect_threshold(pairs_of([1, 1, 9, 30]), pairs_of([1, 1, 9, 30]), 5)
+
+    assert protected.suppressed.tolist() == [True, True, False, False]
+
+
+def test_a_minimum_count_below_two_is_refused() -> None:
+    with pytest.raises(DisclosureRefusedError, match="min_count is 1"):
+        protect_threshold(pairs_of([1]), pairs_of([1]), 1)
