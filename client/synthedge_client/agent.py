@@ -3,23 +3,32 @@
 Rules
 -----
 * All state is in the site's database: the agent may be killed at any point and carries on where it was.
-* A statement leaves the outbox when the coordinator's receipt is stored; sending one twice changes nothing there.
 * The agent holds no steward's key: it can carry out decisions, not make them.
+* A transfer that cannot go on is kept with its problem, logged when the problem changes, and tried again later and
+  later; it never stops the others.
 """
 
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import sqlalchemy as sa
+from google.protobuf.message import DecodeError
 
 from synthedge_client import inbound, store
 from synthedge_client.connection import Connection
-from synthedge_client.delivery import fetch, ship
+from synthedge_client.delivery import fetch
+from synthedge_client.donating import lapse
+from synthedge_client.outbox import send_waiting
+from synthedge_client.sealed_files import sweep
+from synthedge_client.shipping import ship
 from synthedge_client.site import Site
-from synthedge_client.transfers import list_transfers, outgoing_file
-from synthedge_protocols.errors import DeadlineError, IdentityError, ProtocolError, UnavailableError
+from synthedge_client.transfers import Transfer, list_transfers, note_problem
+from synthedge_core.errors import RefusedError, SynthEdgeError
+from synthedge_protocols.errors import DeadlineError, ProtocolError, UnavailableError
 from synthedge_protocols.lifecycle import State
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
@@ -28,6 +37,170 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.2
 RECONNECT_S = 2.0
+# How long a peer that enrols may stay unknown to the agents that run already.
+REFRESH_PEERS_S = 10.0
+FIRST_RETRY_S = 2.0
+LAST_RETRY_S = 300.0
+
+_AGENT_MOVES = {
+    "donor": (State.APPROVED, State.SEALED),
+    "recipient": (State.RELAYED, State.DELIVERED),
+}
+
+
+@dataclass
+class Attempts:
+    """When a transfer that could not go on is tried again: twice as long after every failure, up to a limit."""
+
+    clock: Callable[[], float] = time.monotonic
+    _failed: dict[bytes, tuple[float, float]] = field(default_factory=dict)
+
+    def is_due(self, transfer: Transfer) -> bool:
+        """Whether a transfer may be tried now."""
+        return self._failed.get(transfer.id, (0.0, 0.0))[0] <= self.clock()
+
+    def failed(self, transfer: Transfer) -> None:
+        """Put the next try off."""
+        wait_s = self._failed.get(transfer.id, (0.0, FIRST_RETRY_S))[1]
+        self._failed[transfer.id] = (self.clock() + wait_s, min(2 * wait_s, LAST_RETRY_S))
+
+    def went_on(self, transfer: Transfer) -> None:
+        """Forget earlier failures."""
+        self._failed.pop(transfer.id, None)
+
+
+class Agent:
+    """One running agent.
+
+    Parameters
+    ----------
+    site : Site
+    connection : Connection
+        Not closed here.
+    """
+
+    def __init__(self, site: Site, connection: Connection) -> None:
+        self._site = site
+        self._connection = connection
+        self._attempts = Attempts()
+
+    def receive(self) -> None:
+        """Store what waits in the inbox at the coordinator."""
+        for message in self._connection.inbox(self._last_sequence(), follow=False):
+            self._keep(message)
+
+    def follow(self, stop: threading.Event, wake: threading.Event) -> None:
+        """Store what arrives, as it arrives, until `stop` is set; reconnects for as long as it takes."""
+        told = ""
+        while not stop.is_set():
+            try:
+                for message in self._connection.inbox(self._last_sequence(), follow=True):
+                    self._keep(message)
+                    told = ""
+                    wake.set()
+            except (ProtocolError, sa.exc.OperationalError) as error:
+                if not stop.is_set() and told != (told := _in_words(error)):
+                    log.warning("inbox stream ended (%s); connecting again", told)
+            stop.wait(RECONNECT_S)
+
+    def refresh_peers(self) -> None:
+        """Learn of sites that enrolled, and of keys that changed."""
+        directory = self._connection.directory()
+        with self._site.store.write() as transaction:
+            refused = inbound.pin_peers(
+                transaction, self._site.settings, directory, self._site.consortium
+            )
+        for problem in refused:
+            log.error("%s", problem)
+
+    def work(self) -> bool:
+        """One pass over everything that waits; True if anything was done.
+
+        Raises
+        ------
+        UnavailableError, DeadlineError
+            If the coordinator is not reached, or too slow.
+        IdentityError
+            If it does not accept this site.
+        """
+        handled = self._handle_inbox()
+        sent = send_waiting(self._site, self._connection)
+        moved = self._move_transfers()
+        return handled or sent or moved
+
+    def _last_sequence(self) -> int:
+        with self._site.store.read() as transaction:
+            last: int | None = transaction.execute(
+                sa.select(sa.func.max(store.inbox.c.sequence))
+            ).scalar_one()
+        return last or 0
+
+    def _keep(self, message: wire.InboxMessage) -> None:
+        with self._site.store.write() as transaction:
+            known = transaction.execute(
+                sa.select(store.inbox.c.sequence).where(store.inbox.c.sequence == message.sequence)
+            ).first()
+            if known is None:
+                transaction.execute(
+                    store.inbox.insert().values(
+                        sequence=message.sequence, message=message.SerializeToString()
+                    )
+                )
+
+    def _handle_inbox(self) -> bool:
+        with self._site.store.read() as transaction:
+            blobs = transaction.execute(
+                sa.select(store.inbox.c.message)
+                .where(store.inbox.c.handled_at_ms.is_(None))
+                .order_by(store.inbox.c.sequence)
+            ).scalars()
+            messages = [wire.InboxMessage.FromString(blob) for blob in blobs]
+            peers = set(transaction.execute(sa.select(store.peers.c.site)).scalars())
+        if any(_signer(message) not in (None, *peers) for message in messages):
+            self.refresh_peers()  # the signer may have enrolled after this agent last looked
+        for message in messages:
+            inbound.apply(self._site, message)
+        return bool(messages)
+
+    def _move_transfers(self) -> bool:
+        with self._site.store.read() as transaction:
+            transfers = list_transfers(transaction)
+        sweep(self._site, transfers)
+        progress = False
+        for transfer in transfers:
+            if transfer.state is State.PREPARED and transfer.role == "donor":
+                progress |= self._lapse_if_late(transfer)
+            elif transfer.state in _AGENT_MOVES[transfer.role] and self._attempts.is_due(transfer):
+                progress |= self._try(transfer)
+        return progress
+
+    def _lapse_if_late(self, transfer: Transfer) -> bool:
+        limit_ms = self._site.dictionary.policy.prepared_h * 3_600_000
+        if store.now_ms() - transfer.changed_at_ms <= limit_ms:
+            return False
+        with self._site.store.write() as transaction:
+            lapse(transaction, transfer, "agent", "not approved within the dictionary's time limit")
+        return True
+
+    def _try(self, transfer: Transfer) -> bool:
+        take = ship if transfer.role == "donor" else fetch
+        try:
+            progress = take(self._site, self._connection, transfer)
+        except (UnavailableError, DeadlineError):
+            raise
+        except (ProtocolError, SynthEdgeError, OSError) as error:
+            self._attempts.failed(transfer)
+            problem = _in_words(error)
+            if problem != transfer.problem:
+                log.error("transfer %s does not go on: %s", transfer.short_id, problem)
+                with self._site.store.write() as transaction:
+                    note_problem(transaction, transfer, problem)
+            return False
+        if progress:
+            self._attempts.went_on(transfer)
+        else:
+            self._attempts.failed(transfer)
+        return progress
 
 
 def run_once(site: Site, connection: Connection) -> None:
@@ -38,145 +211,67 @@ def run_once(site: Site, connection: Connection) -> None:
     UnavailableError, DeadlineError, IdentityError
         If the coordinator cannot be reached or does not know this site.
     """
-    _refresh_peers(site, connection)
+    agent = Agent(site, connection)
+    agent.refresh_peers()
     progress = True
     while progress:
-        for message in connection.inbox(_last_sequence(site), follow=False):
-            _keep(site, message)
-        progress = work(site, connection)
+        agent.receive()
+        progress = agent.work()
 
 
 def run_forever(site: Site, connection: Connection, stop: threading.Event) -> None:
-    """Work until `stop` is set, reconnecting for as long as it takes."""
-    wake = threading.Event()
-    follower = threading.Thread(target=_follow, args=(site, connection, stop, wake), daemon=True)
+    """Work until `stop` is set, reconnecting for as long as it takes; closes the connection."""
+    agent, wake = Agent(site, connection), threading.Event()
+    broken: list[BaseException] = []
+
+    def follow() -> None:
+        try:
+            agent.follow(stop, wake)
+        except BaseException as error:  # noqa: BLE001 - handed to the caller: a deaf agent must not run on
+            if not stop.is_set():
+                broken.append(error)
+                stop.set()
+                wake.set()
+
+    follower = threading.Thread(target=follow, name="inbox", daemon=True)
     follower.start()
+    refresh_at, told = 0.0, ""
     while not stop.is_set():
         try:
-            if not work(site, connection):
+            if time.monotonic() >= refresh_at:
+                agent.refresh_peers()
+                refresh_at = time.monotonic() + REFRESH_PEERS_S
+            if not agent.work():
                 wake.wait(POLL_S)
                 wake.clear()
-        except (UnavailableError, DeadlineError) as error:
-            log.warning("coordinator not reached (%s); trying again in %.0f s", error, RECONNECT_S)
+            told = ""
+        except (ProtocolError, sa.exc.OperationalError) as error:
+            if told != (told := _in_words(error)):
+                log.warning("%s; trying again every %.0f s", told, RECONNECT_S)
             stop.wait(RECONNECT_S)
     connection.close()
     follower.join(timeout=5.0)
+    if broken:
+        raise broken[0]
 
 
-def work(site: Site, connection: Connection) -> bool:
-    """One pass over everything that waits; True if anything was done."""
-    handled = _handle_inbox(site, connection)
-    sent = _send_outbox(site, connection)
-    return _move_transfers(site, connection) or handled or sent
+def _signer(message: wire.InboxMessage) -> str | None:
+    """Which site a statement says it is from; None for anything else."""
+    if message.WhichOneof("body") != "statement":
+        return None
+    try:
+        return pb.Statement.FromString(message.statement.statement).signer_site
+    except DecodeError:
+        return None
 
 
-def _follow(
-    site: Site, connection: Connection, stop: threading.Event, wake: threading.Event
-) -> None:
-    while not stop.is_set():
-        try:
-            _refresh_peers(site, connection)
-            for message in connection.inbox(_last_sequence(site), follow=True):
-                _keep(site, message)
-                wake.set()
-        except (UnavailableError, DeadlineError) as error:
-            if not stop.is_set():
-                log.info("inbox stream ended (%s)", error)
-        except ProtocolError as error:
-            log.error("%s", error)
-            if isinstance(error, IdentityError):
-                log.error("the coordinator does not accept this site; run 'synthedge site doctor'")
-        stop.wait(RECONNECT_S)
-
-
-def _refresh_peers(site: Site, connection: Connection) -> None:
-    directory = connection.directory()
-    with site.store.write() as transaction:
-        inbound.pin_peers(transaction, site.settings, directory, site.consortium)
-
-
-def _last_sequence(site: Site) -> int:
-    with site.store.read() as transaction:
-        return transaction.execute(sa.select(sa.func.max(store.inbox.c.sequence))).scalar_one() or 0
-
-
-def _keep(site: Site, message: wire.InboxMessage) -> None:
-    with site.store.write() as transaction:
-        known = transaction.execute(
-            sa.select(store.inbox.c.sequence).where(store.inbox.c.sequence == message.sequence)
-        ).first()
-        if known is None:
-            transaction.execute(
-                store.inbox.insert().values(
-                    sequence=message.sequence, message=message.SerializeToString()
-                )
-            )
-
-
-def _waiting_messages(site: Site) -> list[wire.InboxMessage]:
-    with site.store.read() as transaction:
-        blobs = transaction.execute(
-            sa.select(store.inbox.c.message)
-            .where(store.inbox.c.handled_at_ms.is_(None))
-            .order_by(store.inbox.c.sequence)
-        ).scalars()
-        return [wire.InboxMessage.FromString(blob) for blob in blobs]
-
-
-def _handle_inbox(site: Site, connection: Connection) -> bool:
-    messages = _waiting_messages(site)
-    if any(m.WhichOneof("body") == "statement" for m in messages):
-        _refresh_peers(site, connection)  # the signer may have enrolled after this agent started
-    for message in messages:
-        inbound.apply(site, message)
-    return bool(messages)
-
-
-def _send_outbox(site: Site, connection: Connection) -> bool:
-    with site.store.read() as transaction:
-        waiting = transaction.execute(
-            sa.select(store.outbox)
-            .where(store.outbox.c.sent_at_ms.is_(None) & store.outbox.c.refusal.is_(None))
-            .order_by(store.outbox.c.id)
-        ).all()
-    for row in waiting:
-        refusal: str | None = None
-        try:
-            connection.submit(pb.SignedStatement.FromString(row.statement))
-        except (UnavailableError, DeadlineError):
-            raise
-        except ProtocolError as error:
-            refusal = str(error)
-            log.error("the coordinator refused a %s: %s", row.kind, refusal)
-        with site.store.write() as transaction:
-            transaction.execute(
-                store.outbox.update()
-                .where(store.outbox.c.id == row.id)
-                .values(sent_at_ms=None if refusal else store.now_ms(), refusal=refusal)
-            )
-            store.record(
-                transaction,
-                "refused by the coordinator" if refusal else "sent",
-                "agent",
-                kind=row.kind,
-                **({"reason": refusal} if refusal else {}),
-            )
-    return bool(waiting)
-
-
-def _move_transfers(site: Site, connection: Connection) -> bool:
-    with site.store.read() as transaction:
-        transfers = list_transfers(transaction)
-    progress = False
-    for transfer in transfers:
-        if transfer.role == "donor":
-            if transfer.state in (State.APPROVED, State.SEALED):
-                progress |= ship(site, connection, transfer)
-            elif transfer.state in (State.ACTIVE, State.REFUSED):
-                outgoing_file(site, transfer).unlink(missing_ok=True)
-        elif transfer.state in (State.RELAYED, State.DELIVERED):
-            progress |= fetch(site, connection, transfer)
-    return progress
+def _in_words(error: Exception) -> str:
+    """One sentence; of an error that is not ours only what cannot hold a value."""
+    if isinstance(error, OSError):
+        return f"the site's folder: {error.strerror}"
+    if isinstance(error, sa.exc.OperationalError):
+        return "the site's database could not be written"
+    return str(error)
 
 
 @contextlib.contextmanager
@@ -189,8 +284,6 @@ def agent_lock(site: Site) -> Iterator[None]:
         If an agent runs already.
     """
     import fcntl
-
-    from synthedge_core.errors import RefusedError
 
     path = site.settings.folder / "agent.lock"
     with path.open("w") as file:

@@ -16,12 +16,13 @@ from synthedge_client.outbound import sha256
 from synthedge_client.site import Site
 from synthedge_client.transfers import Transfer, list_transfers, region_of
 from synthedge_core import __version__
-from synthedge_protocols.lifecycle import State
+from synthedge_protocols.lifecycle import State, is_final
 from synthedge_protocols.v1 import statements_pb2 as pb
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+_REFUSALS = ("message refused", "peer refused", "refused by the coordinator", "transfer stuck")
 # States in which rows have left the donor for good.
 _LEFT = frozenset({State.RELAYED, State.DELIVERED, State.ACTIVE, State.REFUSED, State.PURGED})
 
@@ -52,6 +53,12 @@ def collect(site: Site) -> AuditReport:
     dictionary = site.dictionary
     with site.store.read() as connection:
         transfers = list_transfers(connection)
+        told = set(connection.execute(sa.select(store.disclosed.c.transfer_id)).scalars())
+
+        def has_moved_rows(transfer: Transfer) -> bool:
+            # Ended after its bytes had left: the recipient may have opened them.
+            return transfer.state in _LEFT or (is_final(transfer.state) and transfer.id in told)
+
         return AuditReport(
             site=site.settings.id,
             consortium=site.consortium,
@@ -63,11 +70,11 @@ def collect(site: Site) -> AuditReport:
             written_at=_when(store.now_ms()),
             gaps=[_gap(gap) for gap in list_gaps(site)],
             published=_published(connection),
-            sent=[_transfer(site, t) for t in transfers if t.role == "donor" and t.state in _LEFT],
+            sent=[_transfer(site, t) for t in transfers if t.role == "donor" and has_moved_rows(t)],
             received=[
-                _transfer(site, t) for t in transfers if t.role == "recipient" and t.state in _LEFT
+                _transfer(site, t) for t in transfers if t.role == "recipient" and has_moved_rows(t)
             ],
-            open=[_transfer(site, t) for t in transfers if t.state not in _LEFT],
+            open=[_transfer(site, t) for t in transfers if not has_moved_rows(t)],
             refused_messages=_refusals(connection),
             n_events=connection.execute(
                 sa.select(sa.func.count()).select_from(store.events)
@@ -140,7 +147,12 @@ def _deciders(site: Site, transfer: Transfer) -> list[str]:
             sa.select(store.events.c.what, store.events.c.who, store.events.c.details)
             .where(
                 store.events.c.what.in_(
-                    ("transfer requested", "transfer approved", "transfer declined")
+                    (
+                        "transfer requested",
+                        "transfer approved",
+                        "transfer declined",
+                        "transfer cancelled",
+                    )
                 )
             )
             .order_by(store.events.c.id)
@@ -152,7 +164,7 @@ def _deciders(site: Site, transfer: Transfer) -> list[str]:
 def _refusals(connection: sa.Connection) -> list[dict[str, Any]]:
     rows = connection.execute(
         sa.select(store.events)
-        .where(store.events.c.what.in_(("message refused", "refused by the coordinator")))
+        .where(store.events.c.what.in_(_REFUSALS))
         .order_by(store.events.c.id)
     ).all()
     return [{"at": _when(r.at_ms), "what": r.what} | json.loads(r.details) for r in rows]
@@ -229,7 +241,7 @@ def render(report: AuditReport, console: "Console") -> None:
                 if line:
                     console.print(f"  {row['transfer_id'][:12]}: {line}")
     section(
-        "Refused messages",
+        "Refused, or stuck",
         report.refused_messages,
         {"at": "when", "what": "what", "reason": "reason"},
         "none",

@@ -72,6 +72,13 @@ def _table(title: str, columns: list[str], rows: list[list[Any]]) -> Any:
     return render
 
 
+def _in_lines(value: Any) -> Any:
+    """A list or mapping as lines of text."""
+    if isinstance(value, dict):
+        value = [f"{key} {item}" for key, item in value.items()]
+    return "\n".join(value) or "none" if isinstance(value, list) else value
+
+
 def _lines(*lines: str) -> Any:
     return lambda console: [console.print(line, soft_wrap=True) for line in lines]
 
@@ -201,7 +208,9 @@ def status(dir: FolderOption = HERE, json: JsonOption = False) -> None:
         summary,
         as_json=json,
         render=_table(
-            "Status", ["", ""], [[key.replace("_", " "), value] for key, value in summary.items()]
+            "Status",
+            ["", ""],
+            [[key.replace("_", " "), _in_lines(value)] for key, value in summary.items()],
         ),
     )
 
@@ -218,6 +227,7 @@ def run(
 
     from synthedge_client import agent
     from synthedge_client.site import open_site
+    from synthedge_client.status import summarise
 
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
@@ -225,9 +235,19 @@ def run(
     with open_site(dir) as site, agent.agent_lock(site):
         connection = site.connect()
         if once:
-            agent.run_once(site, connection)
-            connection.close()
-            emit({"done": True}, as_json=json, render=_lines("Exchanged everything that waited."))
+            try:
+                agent.run_once(site, connection)
+            finally:
+                connection.close()
+            problems = summarise(site)["problems"]
+            emit(
+                {"done": True, "problems": problems},
+                as_json=json,
+                render=_lines(
+                    "Exchanged everything that could be.",
+                    *(f"Transfer {id}: {problem}" for id, problem in problems.items()),
+                ),
+            )
             return
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -248,12 +268,13 @@ def peers_list(dir: FolderOption = HERE, json: JsonOption = False) -> None:
         as_json=json,
         render=_table(
             "Peers",
-            ["site", "fingerprint", "verified"],
+            ["site", "fingerprint", "verified", ""],
             [
                 [
                     p["site"],
                     p["fingerprint"],
                     "yes" if p["verified"] else "NO: telephone and compare",
+                    p["problem"],
                 ]
                 for p in peers
             ],
@@ -405,10 +426,10 @@ def requests_new(
     json: JsonOption = False,
 ) -> None:
     """Sign a request for samples of a gap's region. The coordinator and the donor learn the region."""
+    from synthedge_client.asking import request
     from synthedge_client.gaps import choose_region
     from synthedge_client.keystore import open_steward
     from synthedge_client.site import open_site
-    from synthedge_client.transfers import request
 
     with open_site(dir) as site:
         region = choose_region(site, gap, donor)
@@ -451,7 +472,7 @@ def requests_list(dir: FolderOption = HERE, json: JsonOption = False) -> None:
         as_json=json,
         render=_table(
             "Requests and transfers",
-            ["id", "role", "peer", "region", "rows", "state", "waits for"],
+            ["id", "role", "peer", "region", "rows", "state", "waits for, or why"],
             [
                 [
                     r["transfer_id"][:12],
@@ -460,7 +481,7 @@ def requests_list(dir: FolderOption = HERE, json: JsonOption = False) -> None:
                     r["region"],
                     r["rows"],
                     r["state"],
-                    r["waits_for"],
+                    r["problem"] or r["waits_for"] or r["reason"],
                 ]
                 for r in rows
             ],
@@ -494,8 +515,9 @@ def requests_prepare(
     json: JsonOption = False,
 ) -> None:
     """Select rows and show exactly what would leave. Nothing leaves."""
+    from synthedge_client.donating import prepare
     from synthedge_client.site import open_site
-    from synthedge_client.transfers import find_transfer, prepare
+    from synthedge_client.transfers import find_transfer
     from synthedge_protocols.v1.statements_pb2 import Manifest, SampleBatch
 
     with open_site(dir) as site:
@@ -524,9 +546,10 @@ def requests_approve(
     json: JsonOption = False,
 ) -> None:
     """Sign the prepared rows; the agent seals and ships them."""
+    from synthedge_client.donating import approve
     from synthedge_client.keystore import open_steward
     from synthedge_client.site import open_site
-    from synthedge_client.transfers import approve, find_transfer
+    from synthedge_client.transfers import find_transfer
 
     with open_site(dir) as site:
         with site.store.read() as connection:
@@ -551,9 +574,10 @@ def requests_decline(
     json: JsonOption = False,
 ) -> None:
     """Decline a request."""
+    from synthedge_client.donating import decline
     from synthedge_client.keystore import open_steward
     from synthedge_client.site import open_site
-    from synthedge_client.transfers import decline, find_transfer
+    from synthedge_client.transfers import find_transfer
 
     with open_site(dir) as site:
         with site.store.read() as connection:

@@ -1,15 +1,15 @@
-"""Sealed bytes on their way: the donor seals and uploads, the recipient fetches, opens, checks and stores.
+"""The recipient's agent fetches sealed bytes, opens, checks and stores them, and signs for them.
 
 Rules
 -----
 * Each step is written down before the next begins; every step may be repeated after a crash.
-* The recipient verifies the donor's signature over the shipment before it opens anything.
-* What the gate refuses is deleted; the receipt says so.
+* The donor's signature over the shipment is verified before anything is opened.
+* What cannot be opened, or the gate refuses, is deleted; the receipt says so.
 """
 
+import hashlib
 import io
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,108 +18,43 @@ from google.protobuf.message import DecodeError
 
 from synthedge_client import outbound, store
 from synthedge_client.connection import Connection
-from synthedge_client.gate import check_delivery
+from synthedge_client.gate import GateResult, check_delivery
 from synthedge_client.inbound import verify_from_peer
 from synthedge_client.received import ReceivedSamples, keep_samples, received_before
+from synthedge_client.sealed_files import incoming_file, open_private
 from synthedge_client.site import Site
-from synthedge_client.site_table import load_site_table
-from synthedge_client.transfers import (
-    Transfer,
-    incoming_file,
-    lost_consents,
-    move,
-    outgoing_file,
-    prepared_payload,
-    region_of,
-)
-from synthedge_protocols.compression import compress, decompress
+from synthedge_client.site_table import SiteTable, load_site_table
+from synthedge_client.transfers import Transfer, move, region_of, sealing_context
+from synthedge_protocols.compression import decompress
 from synthedge_protocols.errors import (
     LimitExceededError,
     MalformedError,
+    ProtocolError,
     TransferAuthenticationError,
 )
-from synthedge_protocols.keys import HpkePublicKey, key_id
 from synthedge_protocols.lifecycle import Event, Party, State
 from synthedge_protocols.limits import Limits
-from synthedge_protocols.sealing import Sealed, SealingContext, open_sealed, seal
+from synthedge_protocols.sealing import Sealed, open_sealed
 from synthedge_protocols.v1 import statements_pb2 as pb
 
 LIMITS = Limits()
-
-
-def ship(site: Site, connection: Connection, transfer: Transfer) -> bool:
-    """Seal an approved transfer, or upload a sealed one; True if anything was done."""
-    if transfer.state is State.APPROVED:
-        _seal(site, transfer)
-        return True
-    return _upload(site, connection, transfer)
-
-
-def _seal(site: Site, transfer: Transfer) -> None:
-    with site.store.write() as transaction:
-        n_lost = lost_consents(site, transaction, transfer)
-        if n_lost:
-            move(
-                transaction,
-                transfer,
-                Event.LOSE_CONSENT,
-                Party.DONOR,
-                "agent",
-                reason=f"{n_lost} patients no longer consent; prepare and approve again",
-            )
-            return
-        payload = prepared_payload(site, transaction, transfer)
-        hpke = pb.HpkeKey.FromString(_statement(_peer_hpke(site, transaction, transfer)).payload)
-        context = _context(site, transaction, transfer, outbound.commitment(payload), hpke.key_id)
-        path = outgoing_file(site, transfer)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        with path.open("wb") as file:
-            sealed = seal(
-                io.BytesIO(compress(payload.SerializeToString())),
-                file,
-                recipient=HpkePublicKey(hpke.public_key),
-                context=context,
-                limits=LIMITS,
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        signed = site.sign(sealed.shipment(transfer.id))
-        move(
-            transaction,
-            transfer,
-            Event.SEAL,
-            Party.DONOR,
-            "agent",
-            shipment=signed.SerializeToString(),
-        )
-        outbound.enqueue(transaction, "shipment", signed, "agent")
-
-
-def _upload(site: Site, connection: Connection, transfer: Transfer) -> bool:
-    progress = connection.upload_progress(transfer.id)
-    if not progress.complete:
-        progress = connection.upload(
-            transfer.id, _chunks(outgoing_file(site, transfer), progress.stored_bytes)
-        )
-    if not progress.complete:
-        return False
-    with site.store.write() as transaction:
-        move(transaction, transfer, Event.RELAY, Party.DONOR, "agent")
-    return True
-
-
-def _chunks(path: Path, offset: int) -> Iterator[tuple[int, bytes]]:
-    with path.open("rb") as file:
-        file.seek(offset)
-        while data := file.read(LIMITS.chunk_bytes):
-            yield offset, data
-            offset += len(data)
+_TOKEN_BYTES = 16
 
 
 def fetch(site: Site, connection: Connection, transfer: Transfer) -> bool:
-    """Download, release the key, open, check and store one transfer; always True."""
+    """Download, release the key, open, check and store one transfer; True when it is settled.
+
+    Raises
+    ------
+    ProtocolError
+        If the coordinator does not hand it over now.
+    TableError
+        If this site's own table or mapping cannot take it; it waits until that is mended.
+    """
     path = incoming_file(site, transfer)
+    was_begun = path.exists()
     _download(connection, transfer, path)
+    # Asked for again after a crash, the key is the same.
     signed = connection.release_key(transfer.id)
     if transfer.state is State.RELAYED:
         with site.store.write() as transaction:
@@ -131,66 +66,99 @@ def fetch(site: Site, connection: Connection, transfer: Transfer) -> bool:
                 "agent",
                 shipment=signed.SerializeToString(),
             )
+    if was_begun and not _is_as_shipped(signed, path):
+        # What an earlier run left may have been torn by a power cut: nobody's fault, once more from the start.
+        path.unlink()
+        _download(connection, transfer, path)
     _take_in(site, transfer, signed, path)
     path.unlink(missing_ok=True)
     return True
 
 
 def _download(connection: Connection, transfer: Transfer, path: Path) -> None:
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    with path.open("ab") as file:
+    with open_private(path, "ab") as file:
         for chunk in connection.download(transfer.id, file.tell()):
             if chunk.offset != file.tell():
                 raise TransferAuthenticationError("transfer could not be authenticated")
+            if chunk.offset + len(chunk.data) > LIMITS.ciphertext_bytes:
+                raise LimitExceededError(
+                    f"a sealed transfer of more than {LIMITS.ciphertext_bytes} bytes arrives; it is not taken"
+                )
             file.write(chunk.data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _is_as_shipped(signed: pb.SignedStatement, path: Path) -> bool:
+    try:
+        statement = pb.Statement.FromString(signed.statement)
+        shipment = pb.Shipment.FromString(statement.payload)
+    except DecodeError:
+        return True  # no power cut did that; opening it will refuse
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest() == shipment.ciphertext_digest
 
 
 def _take_in(site: Site, transfer: Transfer, signed: pb.SignedStatement, path: Path) -> None:
     table = load_site_table(site.settings, site.dictionary)
     with site.store.write() as transaction:
         shipment: pb.Shipment | None = None
+        n_rows = 0
         try:
             verified = verify_from_peer(site, transaction, signed, pb.Shipment, transfer.peer)
             shipment = verified.payload
             samples = _open(site, transaction, transfer, shipment, path)
-        except TransferAuthenticationError as error:
-            accepted, reason, n_rows = False, str(error), 0
+        except ProtocolError:
+            # Of a forged shipment as of a damaged one nothing more is said.
+            gate = GateResult(False, "transfer could not be authenticated")
         else:
-            grid, voxel = region_of(site, transfer.request)
-            gate = check_delivery(
-                samples.values,
-                table.values,
-                table.positive,
-                site.dictionary,
-                tuple(transfer.request.features),
-                grid,
-                voxel,
-            )
-            accepted, reason, n_rows = gate.accepted, gate.reason, len(samples.tokens)
-            n_again = received_before(site, transaction, samples)
-            if accepted and n_again:
-                accepted, reason = False, f"{n_again} of {n_rows} rows were received before"
-            if accepted:
+            gate = _check(site, transaction, transfer, table, samples)
+            if gate.accepted:
                 keep_samples(site, transaction, transfer, table, samples)
+                n_rows = len(samples.tokens)
         receipt = site.sign(
             pb.Receipt(
                 transfer_id=transfer.id,
-                ciphertext_digest=shipment.ciphertext_digest if shipment else b"\0" * 32,
-                rows=n_rows if accepted else 0,
-                accepted=accepted,
-                reason=reason,
+                ciphertext_digest=shipment.ciphertext_digest if shipment else bytes(32),
+                rows=n_rows,
+                accepted=gate.accepted,
+                reason=gate.reason,
             ),
         )
         move(
             transaction,
             transfer,
-            Event.ACCEPT if accepted else Event.REFUSE,
+            Event.ACCEPT if gate.accepted else Event.REFUSE,
             Party.RECIPIENT,
             "gate",
-            reason=reason,
-            rows=n_rows if accepted else 0,
+            reason=gate.reason,
+            rows=n_rows,
         )
         outbound.enqueue(transaction, "receipt", receipt, "agent")
+
+
+def _check(
+    site: Site,
+    transaction: sa.Connection,
+    transfer: Transfer,
+    table: SiteTable,
+    samples: ReceivedSamples,
+) -> GateResult:
+    n_again = received_before(site, transaction, samples)
+    if n_again:
+        return GateResult(
+            False, f"{n_again} of {len(samples.tokens)} rows or tokens were received before"
+        )
+    grid, voxel = region_of(site, transfer.request)
+    return check_delivery(
+        samples.values,
+        table.values,
+        table.positive,
+        site.dictionary,
+        tuple(transfer.request.features),
+        grid,
+        voxel,
+    )
 
 
 def _open(
@@ -208,12 +176,10 @@ def _open(
         If anything differs; one type and one text for every cause.
     """
     refused = TransferAuthenticationError("transfer could not be authenticated")
-    approval = pb.Approval.FromString(_statement(_approval(transaction, transfer)).payload)
-    context = _context(
-        site, transaction, transfer, approval.manifest_commitment, transfer.request.hpke_key_id
-    )
-    if shipment.transfer_id != transfer.id:
+    approval = _approval(transaction, transfer)
+    if approval is None or shipment.transfer_id != transfer.id:
         raise refused
+    context = sealing_context(site, transaction, transfer, approval.manifest_commitment)
     plain = io.BytesIO()
     with path.open("rb") as file:
         open_sealed(
@@ -237,11 +203,13 @@ def _open(
         outbound.commitment(payload) != approval.manifest_commitment
         or manifest.transfer_id != transfer.id
         or manifest.donor != transfer.peer
+        or manifest.dictionary_digest.hex() != site.dictionary.digest
         or manifest.rows_digest != outbound.sha256(payload.samples)
-        or not manifest.rows == len(batch.samples) == approval.rows <= transfer.request.rows
+        or not 1 <= manifest.rows == len(batch.samples) == approval.rows <= transfer.request.rows
         or list(manifest.features) != list(transfer.request.features)
         or not all(
-            s.positive and len(s.token) == 16 and len(s.values) == n_features for s in batch.samples
+            s.positive and len(s.token) == _TOKEN_BYTES and len(s.values) == n_features
+            for s in batch.samples
         )
         or len({s.token for s in batch.samples}) != len(batch.samples)
     ):
@@ -254,41 +222,12 @@ def _open(
     return ReceivedSamples(tokens=[s.token for s in batch.samples], values=values)
 
 
-def _context(
-    site: Site,
-    transaction: sa.Connection,
-    transfer: Transfer,
-    manifest_commitment: bytes,
-    hpke_key_id: bytes,
-) -> SealingContext:
-    own = site.keys.statement.key_id
-    peer = key_id(site.peer_public_key(transaction, transfer.peer))
-    donor, recipient = (own, peer) if transfer.role == "donor" else (peer, own)
-    return SealingContext(
-        transfer_id=transfer.id,
-        request_digest=outbound.sha256(transfer.signed_request.statement),
-        manifest_commitment=manifest_commitment,
-        donor_key_id=donor,
-        recipient_key_id=recipient,
-        recipient_hpke_key_id=hpke_key_id,
-        dictionary_digest=bytes.fromhex(site.dictionary.digest),
-    )
-
-
-def _peer_hpke(site: Site, transaction: sa.Connection, transfer: Transfer) -> pb.SignedStatement:
-    site.require_verified_peer(transaction, transfer.peer)
-    blob = transaction.execute(
-        sa.select(store.peers.c.hpke_key).where(store.peers.c.site == transfer.peer)
-    ).scalar_one()
-    return pb.SignedStatement.FromString(blob)
-
-
-def _approval(transaction: sa.Connection, transfer: Transfer) -> pb.SignedStatement:
+def _approval(transaction: sa.Connection, transfer: Transfer) -> pb.Approval | None:
+    """What the donor's steward signed; it was verified when it arrived."""
     blob = transaction.execute(
         sa.select(store.transfers.c.approval).where(store.transfers.c.transfer_id == transfer.id)
     ).scalar_one()
-    return pb.SignedStatement.FromString(blob)
-
-
-def _statement(signed: pb.SignedStatement) -> pb.Statement:
-    return pb.Statement.FromString(signed.statement)
+    if blob is None:
+        return None
+    statement = pb.Statement.FromString(pb.SignedStatement.FromString(blob).statement)
+    return pb.Approval.FromString(statement.payload)

@@ -7,31 +7,33 @@ Rules
 * A peer's statement key is pinned at first sight; a different one later is refused and shown.
 """
 
+import json
 from typing import TypeVar
 
 import sqlalchemy as sa
 from google.protobuf.message import Message
 
 from synthedge_client import outbound, store
+from synthedge_client.donating import forget_selection
+from synthedge_client.received import delete_samples
 from synthedge_client.settings import SiteSettings
 from synthedge_client.site import Site
-from synthedge_client.transfers import (
-    Transfer,
-    find_transfer,
-    move,
-    record_request,
-    region_of,
-    request_id,
-)
+from synthedge_client.transfers import Transfer, get_transfer, insert_request, move, region_of
 from synthedge_core.errors import SynthEdgeError
 from synthedge_protocols.errors import (
     LifecycleError,
     MalformedError,
     ProtocolError,
-    TransferAuthenticationError,
     VerificationError,
 )
-from synthedge_protocols.lifecycle import Event, Party, ending_event
+from synthedge_protocols.lifecycle import (
+    TRANSITIONS,
+    Event,
+    Party,
+    State,
+    ending_event,
+    is_final,
+)
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.statements import (
     STATEMENT_TYPES,
@@ -44,44 +46,76 @@ from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 
 LIMITS = Limits()
+# A donor's states in which no row can have reached the recipient; from SEALED on, the key may have been released.
+_NOTHING_LEFT = (State.REQUESTED, State.PREPARED, State.APPROVED)
+_SIGNED_BY = {
+    (t.source, t.event, t.actor, party): t.signed_by for t in TRANSITIONS for party in t.where
+}
 
 M = TypeVar("M", bound=Message)
 
 
 def pin_peers(
     connection: sa.Connection, settings: SiteSettings, directory: wire.Directory, consortium: str
-) -> None:
-    """Remember every other site's keys as first seen; refuse changed ones.
+) -> list[str]:
+    """Remember every other site's keys as first seen; refuse changed ones, one peer at a time.
 
-    Raises
-    ------
-    VerificationError
-        If a known peer comes with another statement key.
+    Returns
+    -------
+    list of str
+        What was refused and is news; it is on record and shown by ``peers list``.
     """
+    news = []
     for keys in directory.sites:
         if keys.site == settings.id:
             continue
-        verify_site_keys(keys, consortium=consortium, now_ms=store.now_ms(), limits=LIMITS)
-        known = connection.execute(
-            sa.select(store.peers.c.statement_public_key).where(store.peers.c.site == keys.site)
-        ).scalar_one_or_none()
-        values = {"hpke_key": keys.hpke_key.SerializeToString()}
-        if known is None:
-            connection.execute(
-                store.peers.insert().values(
-                    site=keys.site, statement_public_key=keys.statement_public_key, **values
-                )
+        try:
+            _pin(connection, keys, consortium)
+            problem = None
+        except ProtocolError as error:
+            problem = str(error)
+        connection.execute(
+            store.peers.update().where(store.peers.c.site == keys.site).values(problem=problem)
+        )
+        if problem is not None and _is_news(connection, problem):
+            store.record(connection, "peer refused", "agent", reason=problem)
+            news.append(problem)
+    return news
+
+
+def _pin(connection: sa.Connection, keys: pb.SiteKeys, consortium: str) -> None:
+    verify_site_keys(keys, consortium=consortium, now_ms=store.now_ms(), limits=LIMITS)
+    known = connection.execute(
+        sa.select(store.peers.c.statement_public_key).where(store.peers.c.site == keys.site)
+    ).scalar_one_or_none()
+    hpke_key = keys.hpke_key.SerializeToString()
+    if known is None:
+        connection.execute(
+            store.peers.insert().values(
+                site=keys.site, statement_public_key=keys.statement_public_key, hpke_key=hpke_key
             )
-            store.record(connection, "peer first seen", "coordinator", peer=keys.site)
-        elif known != keys.statement_public_key:
-            raise VerificationError(
-                f"the coordinator shows another statement key for site '{keys.site}' than before; "
-                "telephone that site and compare fingerprints before anything else"
-            )
-        else:
-            connection.execute(
-                store.peers.update().where(store.peers.c.site == keys.site).values(**values)
-            )
+        )
+        store.record(connection, "peer first seen", "coordinator", peer=keys.site)
+    elif known != keys.statement_public_key:
+        raise VerificationError(
+            f"the coordinator shows another statement key for site '{keys.site}' than before; "
+            "telephone that site and compare fingerprints before anything else"
+        )
+    else:
+        connection.execute(
+            store.peers.update().where(store.peers.c.site == keys.site).values(hpke_key=hpke_key)
+        )
+
+
+def _is_news(connection: sa.Connection, problem: str) -> bool:
+    """Whether a refusal is not on record yet: the directory is read every few seconds."""
+    details = json.dumps({"reason": problem})
+    known = connection.execute(
+        sa.select(store.events.c.id)
+        .where((store.events.c.what == "peer refused") & (store.events.c.details == details))
+        .limit(1)
+    ).first()
+    return known is None
 
 
 def apply(site: Site, message: wire.InboxMessage) -> None:
@@ -116,18 +150,14 @@ def _apply(site: Site, connection: sa.Connection, message: wire.InboxMessage) ->
     elif kind == "statement":
         _apply_statement(site, connection, message.statement)
     elif kind == "shipment":
-        transfer = find_transfer(connection, message.shipment.transfer_id.hex())
+        transfer = get_transfer(connection, message.shipment.transfer_id)
+        _require_role(transfer, "recipient", "a notice of a shipment")
         move(connection, transfer, Event.RELAY, Party.DONOR, "coordinator")
     elif kind == "ended":
-        transfer = find_transfer(connection, message.ended.transfer_id.hex())
-        _end(
-            connection,
-            transfer,
-            message.ended.state,
-            message.ended.reason,
-            Party.COORDINATOR,
-            "coordinator",
-        )
+        ended = message.ended
+        transfer = get_transfer(connection, ended.transfer_id)
+        event = ending_event(ended.state)
+        _end(connection, transfer, event, ended.reason, Party.COORDINATOR, "coordinator")
     else:
         raise MalformedError(
             "an inbox message without a body; the coordinator may be newer than this site"
@@ -191,30 +221,41 @@ def _apply_statement(site: Site, connection: sa.Connection, signed: pb.SignedSta
         return
     if not isinstance(body, pb.Approval | pb.Ending | pb.Receipt):
         raise MalformedError(f"a statement of type '{statement.type}' is not sent to a site")
-    transfer = find_transfer(connection, body.transfer_id.hex())
+    transfer = get_transfer(connection, body.transfer_id)
     if transfer.peer != statement.signer_site:
         raise VerificationError(
             f"site '{statement.signer_site}' signed a statement about a transfer with '{transfer.peer}'"
         )
+    who = f"{transfer.peer}: {verified.signer.name}"
     if isinstance(body, pb.Approval):
+        # Else a recipient could approve, in the donor's place, what the donor only prepared.
+        _require_role(transfer, "recipient", "an approval")
         if body.request_digest != outbound.sha256(transfer.signed_request.statement):
             raise VerificationError(
                 "an approval names another request than the one this site signed"
             )
-        move(
-            connection,
-            transfer,
-            Event.APPROVE,
-            Party.DONOR,
-            f"{transfer.peer}: {verified.signer.name}",
-            approval=signed.SerializeToString(),
-        )
+        approval = signed.SerializeToString()
+        move(connection, transfer, Event.APPROVE, Party.DONOR, who, approval=approval)
     elif isinstance(body, pb.Ending):
         actor = Party.DONOR if transfer.role == "recipient" else Party.RECIPIENT
-        who = f"{transfer.peer}: {verified.signer.name}"
-        _end(connection, transfer, body.state, body.reason, actor, who)
+        event = ending_event(body.state)
+        signed_by = _SIGNED_BY.get((transfer.state, event, actor, Party(transfer.role)))
+        if signed_by not in (None, verified.signer.kind):
+            raise VerificationError(
+                f"the {signed_by} of site '{transfer.peer}' must sign that a transfer is {body.state}, "
+                f"not its {verified.signer.kind}"
+            )
+        _end(connection, transfer, event, body.reason, actor, who)
     else:
+        _require_role(transfer, "donor", "a receipt")
         _receive_receipt(connection, transfer, body)
+
+
+def _require_role(transfer: Transfer, role: str, what: str) -> None:
+    if transfer.role != role:
+        raise LifecycleError(
+            f"{what} arrived for transfer {transfer.short_id}, of which this site is the {transfer.role}"
+        )
 
 
 def _receive_request(
@@ -239,12 +280,10 @@ def _receive_request(
     region_of(site, request)
     if not set(grid.features) <= set(request.features):
         raise VerificationError("a transfer request leaves out features of its own region")
-    record_request(connection, request_id(signed), signed, request)
+    insert_request(connection, signed, request, role="donor", who="coordinator")
 
 
 def _receive_receipt(connection: sa.Connection, transfer: Transfer, receipt: pb.Receipt) -> None:
-    if transfer.role != "donor":
-        raise LifecycleError("a receipt arrived for a transfer this site receives")
     shipment = connection.execute(
         sa.select(store.transfers.c.shipment).where(store.transfers.c.transfer_id == transfer.id)
     ).scalar_one()
@@ -253,24 +292,35 @@ def _receive_receipt(connection: sa.Connection, transfer: Transfer, receipt: pb.
     sent = pb.Shipment.FromString(
         pb.Statement.FromString(pb.SignedStatement.FromString(shipment).statement).payload
     )
-    if receipt.ciphertext_digest != sent.ciphertext_digest:
-        raise TransferAuthenticationError("transfer could not be authenticated")
+    # A recipient that could not even read the shipment has no digest to name when it refuses.
+    if receipt.accepted and (
+        receipt.ciphertext_digest != sent.ciphertext_digest or receipt.rows != transfer.rows
+    ):
+        raise VerificationError("a receipt names other bytes or rows than this site sent")
     event = Event.ACCEPT if receipt.accepted else Event.REFUSE
-    # The manifest has served: the recipient has the rows, or will never have them.
+    reason = receipt.reason[: LIMITS.text_bytes]
     move(
         connection,
         transfer,
         event,
         Party.RECIPIENT,
         transfer.peer,
-        reason=receipt.reason,
+        reason=reason,
         payload=None,
     )
 
 
 def _end(
-    connection: sa.Connection, transfer: Transfer, state: str, reason: str, actor: Party, who: str
+    connection: sa.Connection, transfer: Transfer, event: Event, reason: str, actor: Party, who: str
 ) -> None:
-    event = ending_event(state)
+    if is_final(transfer.state):
+        # Both sides may end a transfer at once; the second word changes nothing.
+        store.record(
+            connection, "transfer had ended", who, transfer_id=transfer.id.hex(), event=event.value
+        )
+        return
     move(connection, transfer, event, actor, who, reason=reason[: LIMITS.text_bytes], payload=None)
-    connection.execute(store.disclosed.delete().where(store.disclosed.c.transfer_id == transfer.id))
+    if transfer.role == "recipient":
+        delete_samples(connection, transfer)
+    elif transfer.state in _NOTHING_LEFT:
+        forget_selection(connection, transfer)

@@ -12,6 +12,7 @@ from synthedge_client import store
 from synthedge_client.site import Site
 from synthedge_client.site_table import SiteTable
 from synthedge_client.transfers import Transfer
+from synthedge_protocols.lifecycle import State
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,18 @@ class ReceivedSamples:
 
 
 def received_before(site: Site, transaction: sa.Connection, samples: ReceivedSamples) -> int:
-    """How many of these rows this site has received in an earlier transfer."""
-    return int(
-        transaction.execute(
-            sa.select(sa.func.count())
-            .select_from(store.received)
-            .where(store.received.c.row_tag.in_([_row_tag(site, row) for row in samples.values]))
-        ).scalar_one()
+    """How many of these rows, or of their tokens, this site has received in an earlier transfer."""
+    rows = transaction.execute(sa.select(store.received.c.row_tag, store.received.c.token)).all()
+    known = {row.row_tag for row in rows} | {row.token for row in rows}
+    return sum(
+        token in known or _row_tag(site, row) in known
+        for token, row in zip(samples.tokens, samples.values, strict=True)
     )
 
 
 def _row_tag(site: Site, row: NDArray[np.float64]) -> bytes:
-    return site.keys.tag(row.tobytes().hex())
+    # NaN has many bit patterns and zero two: one each.
+    return site.keys.tag((np.where(np.isnan(row), np.nan, row) + 0.0).tobytes().hex())
 
 
 def keep_samples(
@@ -60,7 +61,7 @@ def keep_samples(
             {
                 "token": token,
                 "transfer_id": transfer.id,
-                "sample": site.keys.encrypt(json.dumps(record).encode(), token),
+                "sample": site.keys.encrypt(json.dumps(record).encode(), b"sample" + token),
                 "row_tag": _row_tag(site, row),
             }
             for token, row, record in zip(samples.tokens, samples.values, records, strict=True)
@@ -68,8 +69,16 @@ def keep_samples(
     )
 
 
+def delete_samples(transaction: sa.Connection, transfer: Transfer) -> int:
+    """Delete what one transfer brought; return how many rows."""
+    deleted = transaction.execute(
+        store.received.delete().where(store.received.c.transfer_id == transfer.id)
+    )
+    return deleted.rowcount
+
+
 def load_samples(site: Site) -> pd.DataFrame:
-    """All received samples in the site's own columns, units and codes, in the order they came.
+    """All received samples that are active, in the site's own columns, units and codes, in the order they came.
 
     Returns
     -------
@@ -80,8 +89,12 @@ def load_samples(site: Site) -> pd.DataFrame:
         rows = transaction.execute(
             sa.select(store.received.c.token, store.received.c.sample, store.transfers.c.peer)
             .join(store.transfers, store.transfers.c.transfer_id == store.received.c.transfer_id)
+            .where(store.transfers.c.state == State.ACTIVE.value)
             .order_by(sa.literal_column("received.rowid"))
         ).all()
     return pd.DataFrame(
-        [json.loads(site.keys.decrypt(r.sample, r.token)) | {"_donor": r.peer} for r in rows]
+        [
+            json.loads(site.keys.decrypt(r.sample, b"sample" + r.token)) | {"_donor": r.peer}
+            for r in rows
+        ]
     )

@@ -5,6 +5,7 @@ to what the received rows bring; without received rows it adds nothing, so a sit
 synthetic row here.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,12 @@ def fill_site(site: Site, output: Path, seed: int) -> dict[str, Any]:
     Raises
     ------
     UsageError
-        If the output would replace the site's own table.
+        If the output would replace the site's own table, or its folder is not there.
     """
     if output.resolve() == site.settings.data.resolve():
         raise UsageError(f"{output} is the site's own table; name another file with --output")
+    if not output.parent.is_dir():
+        raise UsageError(f"there is no folder {output.parent}; make it, or name another --output")
     table = load_site_table(site.settings, site.dictionary)
     received = load_samples(site)
     parts = [table.own.assign(_origin="observed", _donor="")]
@@ -73,7 +76,9 @@ def fill_site(site: Site, output: Path, seed: int) -> dict[str, Any]:
         )
     filled = pd.concat(parts, ignore_index=True)
     staged = output.with_name(f".{output.name}.new")
-    filled.to_csv(staged, index=False)
+    # Patients' rows, other hospitals' among them: for the owner's eyes until the owner decides otherwise.
+    with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        filled.to_csv(file, index=False)
     staged.replace(output)
     result = {
         "output": str(output),

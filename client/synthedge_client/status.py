@@ -5,15 +5,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from synthedge_client import store
+from synthedge_client.donating import eligible_rows
 from synthedge_client.site import Site
 from synthedge_client.site_table import load_site_table
-from synthedge_client.transfers import (
-    Transfer,
-    eligible_rows,
-    find_transfer,
-    list_transfers,
-    region_of,
-)
+from synthedge_client.transfers import Transfer, find_transfer, list_transfers, region_of
 from synthedge_protocols.lifecycle import State
 
 # Who has to do something next, by state, from the site's own point of view.
@@ -32,8 +27,13 @@ def summarise(site: Site) -> dict[str, Any]:
     with site.store.read() as connection:
         transfers = list_transfers(connection)
         unsent = _count(connection, store.outbox, store.outbox.c.sent_at_ms.is_(None))
-        refused = _count(connection, store.outbox, store.outbox.c.refusal.is_not(None))
+        refusals = connection.execute(
+            sa.select(store.outbox.c.kind, store.outbox.c.refusal)
+            .where(store.outbox.c.refusal.is_not(None))
+            .order_by(store.outbox.c.id)
+        ).all()
         unverified = _count(connection, store.peers, store.peers.c.verified_at_ms.is_(None))
+        refused_peers = _count(connection, store.peers, store.peers.c.problem.is_not(None))
         n_peers = _count(connection, store.peers, sa.true())
         n_hints = _count(connection, store.hints, store.hints.c.kind == "profile")
         reports_sent = _count(
@@ -48,12 +48,14 @@ def summarise(site: Site) -> dict[str, Any]:
         "certificate_expires": site.keys.certificate_expires.isoformat(),
         "peers": n_peers,
         "peers_unverified": unverified,
-        "outbox_waiting": unsent - refused,
-        "outbox_refused": refused,
+        "peers_refused": refused_peers,
+        "outbox_waiting": unsent - len(refusals),
+        "outbox_refused": [f"{row.kind}: {row.refusal}" for row in refusals],
         "reports_sent": reports_sent,
         "profile_received": n_hints > 0,
         "waiting_for_us": sum("our steward" in _waits_for(t) for t in transfers),
         "transfers": {t.short_id: t.state.value for t in transfers},
+        "problems": {t.short_id: t.problem for t in transfers if t.problem},
     }
 
 
@@ -64,6 +66,8 @@ def _count(connection: sa.Connection, table: sa.Table, where: sa.ColumnElement[b
 
 
 def _waits_for(transfer: Transfer) -> str:
+    if transfer.state is State.PREPARED and not transfer.has_manifest:
+        return "our steward: requests prepare"  # it was taken back after an approval
     return _WAITS_FOR.get(transfer.state, {}).get(transfer.role, "")
 
 
@@ -85,6 +89,7 @@ def describe_transfers(site: Site) -> list[dict[str, Any]]:
                 "purpose": transfer.request.purpose,
                 "state": transfer.state.value,
                 "reason": transfer.reason or "",
+                "problem": transfer.problem or "",
                 "waits_for": _waits_for(transfer),
             }
         )
@@ -119,10 +124,13 @@ def describe_request(site: Site, typed: str) -> dict[str, Any]:
         "rows_asked": request.rows,
         "retention_days": request.retention_days,
         "state": transfer.state.value,
+        "reason": transfer.reason or "",
+        "problem": transfer.problem or "",
         "waits_for": _waits_for(transfer),
     }
     if transfer.role == "donor":
         table = load_site_table(site.settings, site.dictionary)
-        details["eligible_patients"] = len(eligible_rows(site, table, transfer))
+        with site.store.read() as connection:
+            details["eligible_patients"] = len(eligible_rows(site, connection, table, transfer))
         details["rows_sent_before"] = before
     return details
