@@ -166,7 +166,9 @@ class Scan:
 
     def project(self, matrix: FloatArray) -> FloatArray:
         """Give the principal components, shape (n, 3), of rows in own units."""
-        return np.asarray(self.standardise(matrix) @ self.axes.T)
+        # The very products of the scan itself: a row on an edge must fall on the same side.
+        weights = self.axes / self.scales
+        return _project(matrix.T, weights, weights @ self.means, self.means).T
 
     def assign(self, matrix: FloatArray) -> IntArray:
         """Give the flat voxel of rows in own units; -1 outside the grid."""
