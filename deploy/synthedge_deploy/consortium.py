@@ -69,10 +69,14 @@ class Consortium:
         """Where a process writes what it has to say."""
         return self.folder / "logs" / f"{name}.log"
 
+    def process(self, name: str) -> "subprocess.Popen[bytes]":
+        """The running process of a name."""
+        return self._processes[name]
+
     def start(self, name: str, *command: str) -> None:
-        """Start a program that keeps running."""
+        """Start a program that keeps running; its name may be that of one that has ended."""
         self._show(f"{self._typed(command)} &")
-        with self.log(name).open("wb") as log:
+        with self.log(name).open("ab") as log:
             # Its own session: Ctrl-C reaches this program, which ends the others in order.
             self._processes[name] = subprocess.Popen(  # noqa: S603
                 _executable(command),
