@@ -38,7 +38,7 @@ _HOOKED_VERSION = "0.12.1"
 _MISSING_SUFFIX = "\x00missing"
 
 
-class _FastCtgan(CTGAN):  # type: ignore[misc]
+class FastCtgan(CTGAN):  # type: ignore[misc]
     """CTGAN whose critic step does not back-propagate through the generator.
 
     The package throws those gradients away before the generator's own step, so the samples are the
@@ -128,10 +128,10 @@ class CtganEngine:
 
     def _train(
         self, frame: pd.DataFrame, discrete: list[str], seed: int, report: Callable[[float], None]
-    ) -> _FastCtgan:
+    ) -> FastCtgan:
         batch = min(_BATCH, max(2 * _PACK, len(frame) // (2 * _PACK) * 2 * _PACK))
         steps_per_epoch = max(len(frame) // batch, 1)
-        model = _FastCtgan(
+        model = FastCtgan(
             epochs=math.ceil(self._steps / steps_per_epoch),
             batch_size=batch,
             pac=_PACK,
