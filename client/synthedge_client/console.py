@@ -48,6 +48,8 @@ _EXTRAS = {
     "scipy": "site",
     "pyarrow": "site",
     "imblearn": "site",
+    "matplotlib": "site",
+    "threadpoolctl": "site",
     "plotly": "site",
     "sqlalchemy": "site",
     "grpc": "site",
@@ -197,6 +199,8 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None, *, program
         code = command.main(args=given, prog_name=program, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as stop:
+        if stop.exit_code == EXIT_INTERRUPTED:  # how Typer passes Ctrl-C on
+            note("stopped by the user")
         return stop.exit_code
     except click.exceptions.NoArgsIsHelpError as usage:
         note(usage.format_message())
