@@ -6,11 +6,12 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,12 +189,23 @@ def copy_of(finished: Finished, folder: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every file below a folder with the digest of what is in it."""
+    """Every file below a site's folder with what is in it.
+
+    Two things are no state: an enrolment request that waits for its answer, kept so that it can be sent again as it
+    was, and the empty file an agent locks.
+    """
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(folder)): _content(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != "agent.lock" and not path.name.startswith("site.db-")
     }
+
+
+def _content(path: Path) -> str:
+    if path.name != "site.db":
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    with closing(sqlite3.connect(path)) as database:
+        return "\n".join(line for line in database.iterdump() if "'enrolment request'" not in line)
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:

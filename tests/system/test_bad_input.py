@@ -81,9 +81,14 @@ def enrolling(site: Path, token: EnrolmentToken | str) -> tuple[str | Path, ...]
     return ("site", "enrol", "--token-file", file, "--dir", site)
 
 
-def test_a_token_with_a_wrong_secret_is_refused(consortium: Path, guest: Path) -> None:
-    token = dataclasses.replace(invite(consortium), secret=secrets.token_bytes(32))
-    refused(2, "token", *enrolling(guest, token), unchanged=guest)
+def test_a_token_with_a_wrong_secret_is_refused_and_the_right_one_still_enrols(
+    consortium: Path, tmp_path: Path
+) -> None:
+    token = invite(consortium, "twice")
+    twice = make_guest(consortium, tmp_path / "twice", "twice")
+    wrong = dataclasses.replace(token, secret=secrets.token_bytes(32))
+    refused(2, "token", *enrolling(twice, wrong), unchanged=twice)
+    assert answer(*enrolling(twice, token))["site"] == "twice"
 
 
 def test_a_mistyped_token_is_refused(consortium: Path, guest: Path) -> None:
