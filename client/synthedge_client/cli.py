@@ -12,7 +12,14 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from synthedge_client import console, local_analyze, local_compare, local_fill, local_report
+from synthedge_client import (
+    console,
+    local_analyze,
+    local_compare,
+    local_fill,
+    local_rebalance,
+    local_report,
+)
 from synthedge_core.errors import UsageError
 
 _SITE_MODULE = "synthedge_client.cli_site"
@@ -61,6 +68,7 @@ app = typer.Typer(
 
 app.command()(local_analyze.analyze)
 app.command()(local_fill.fill)
+app.command()(local_rebalance.rebalance)
 app.command()(local_compare.compare)
 app.command()(local_report.report)
 

@@ -78,7 +78,7 @@ class RebalanceReport:
     groups : tuple of GroupOutcome
         With marginals, one per combination of their values; else one per class.
     probe : Probe or None
-        What it does to a model, on held-out rows; None if nothing was generated, a class is too
+        What the new class sizes (not the marginals) do to a model, on held-out rows; None if nothing was generated, a class is too
         small, or the engine is not the copula (it would have to be trained five times).
     warnings : tuple of str
     observed_breaking : dict of str to int
@@ -313,10 +313,11 @@ def augment_imbalanced(
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Mixed:
-    """The rows, which of them stay, each group's class, and how many rows have no group."""
+    """The rows, which observed ones stay, their groups, each group's class, rows of no group."""
 
     rows: MixedRows
     kept: IntArray
+    group_of_row: IntArray
     class_of_group: IntArray
     n_outside: int
 
@@ -334,6 +335,7 @@ def _by_class(
     return _Mixed(
         rows=mixed,
         kept=np.sort(np.concatenate([mixed.kept, unlabelled])),
+        group_of_row=group_of,
         class_of_group=np.arange(len(classes)),
         n_outside=0,
     )
@@ -391,6 +393,7 @@ def _by_marginals(
     return _Mixed(
         rows=mixed,
         kept=mixed.kept,
+        group_of_row=cells.cell_of,
         class_of_group=asked[cells.codes[:, 0]],
         n_outside=n_outside,
     )
@@ -411,19 +414,21 @@ def _report(
     outcomes, texts = [], []
     new_values = mixed.rows.values
     for i, (class_plan, condition) in enumerate(zip(plan.classes, classes, strict=True)):
-        groups = [mixed.rows.outcomes[g] for g in np.flatnonzero(mixed.class_of_group == i)]
-        observed = prepared.values[condition.holds(prepared.values)]
+        of_class = np.flatnonzero(mixed.class_of_group == i)
+        groups = [mixed.rows.outcomes[g] for g in of_class]
+        observed = condition.holds(prepared.values)
         new = new_values[condition.holds(new_values)]
         quality = None
         if len(new) and columns:
+            alike = _alike(mixed, of_class, seed)
             quality = class_quality(
-                new[:, without_label], observed[:, without_label], columns, seed
+                new[:, without_label], prepared.values[alike][:, without_label], columns, seed
             )
-            text = over_augmentation(class_plan.level, len(observed), len(new), quality)
+            text = over_augmentation(class_plan.level, int(observed.sum()), len(new), quality)
             texts.extend([text] if text else [])
         rows = GroupOutcome(
             group=condition.text,
-            n_observed=len(observed),
+            n_observed=int(observed.sum()),
             n_kept=sum(g.n_kept for g in groups),
             n_generated=sum(g.n_generated for g in groups),
             n_accepted=len(new),
@@ -435,8 +440,8 @@ def _report(
         probe = _probe(prepared, outcomes, classes, without_label, seed)
     if probe is not None and probe.is_harmful:
         texts.append(
-            f"on held-out observed rows a boosted model has a ROC-AUC of {probe.auc_after:.3f} after "
-            f"this rebalancing and {probe.auc_before:.3f} without it (standard error of the "
+            f"on held-out observed rows a boosted model has a ROC-AUC of {probe.auc_after:.3f} with "
+            f"these class sizes and {probe.auc_before:.3f} without (standard error of the "
             f"difference {probe.standard_error:.3f}); ask for a smaller ratio, or weight the classes"
         )
     report = RebalanceReport(
@@ -461,6 +466,21 @@ def _report(
         f"{quality_threshold:.2f}: single rows pass, but together they differ from the observed ones"
     )
     return replace(report, warnings=(*report.warnings, text))
+
+
+def _alike(mixed: _Mixed, groups: IntArray, seed: int) -> IntArray:
+    """Choose observed rows of a class that are spread over its groups as the new rows are.
+
+    With marginals the new rows of a class differ from its observed ones on purpose; how good they are
+    shows only beside rows of the same mixture. No row is taken twice: a forest would know it again.
+    """
+    rng = np.random.default_rng(seed)
+    n_new = np.array([(mixed.rows.group_of == g).sum() for g in groups])
+    members = [rng.permutation(np.flatnonzero(mixed.group_of_row == g)) for g in groups]
+    used = [g for g in range(len(groups)) if n_new[g]]
+    share = min(len(members[g]) / n_new[g] for g in used)
+    chosen = [members[g][: max(1, round(share * n_new[g]))] for g in used]
+    return np.sort(np.concatenate(chosen))
 
 
 def _probe(
