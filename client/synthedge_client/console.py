@@ -197,10 +197,10 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None, *, program
     command = typer.main.get_command(app)
     try:
         code = command.main(args=given, prog_name=program, standalone_mode=False)
+        if code == EXIT_INTERRUPTED:  # how Typer passes Ctrl-C on
+            note("stopped by the user")
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as stop:
-        if stop.exit_code == EXIT_INTERRUPTED:  # how Typer passes Ctrl-C on
-            note("stopped by the user")
         return stop.exit_code
     except click.exceptions.NoArgsIsHelpError as usage:
         note(usage.format_message())
