@@ -187,7 +187,8 @@ def _check(
         )
 
     def altered(train: "pd.DataFrame", one_seed: int) -> "pd.DataFrame":
-        return augment_imbalanced(train, target, **settings, seed=one_seed)
+        rebalanced: pd.DataFrame = augment_imbalanced(train, target, **settings, seed=one_seed)
+        return rebalanced
 
     return evaluate(
         table,

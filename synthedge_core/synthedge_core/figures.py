@@ -98,6 +98,10 @@ def _panel(panel: Any, column: Column, real: FloatArray, synthetic: FloatArray) 
     # The extreme percent on each side would flatten everything else.
     low, high = np.quantile(both, [0.005, 0.995]) if len(both) else (0.0, 1.0)
     edges = np.linspace(low, high if high > low else low + 1, 31)
+    if column.kind == "integer":
+        # Bins of as many whole numbers each: uneven ones would draw a comb.
+        width = max(1, round((high - low) / 30))
+        edges = np.arange(np.floor(low) - 0.5, np.ceil(high) + width, width)
     for values, colour, name in ((real, _REAL, names[0]), (synthetic, _SYNTHETIC, names[1])):
         counts = np.histogram(values[~np.isnan(values)], edges)[0].astype(float)
         density = counts / max(1.0, counts.sum()) / np.diff(edges)

@@ -78,8 +78,9 @@ class RebalanceReport:
     groups : tuple of GroupOutcome
         With marginals, one per combination of their values; else one per class.
     probe : Probe or None
-        What the new class sizes (not the marginals) do to a model, on held-out rows; None if nothing was generated, a class is too
-        small, or the engine is not the copula (it would have to be trained five times).
+        What the new class sizes (not the marginals) do to a model, on held-out rows; None if nothing
+        was generated, a class is too small, or the engine is not the copula (it would have to be
+        trained five times).
     warnings : tuple of str
     observed_breaking : dict of str to int
         Observed rows that break a constraint; they stay.

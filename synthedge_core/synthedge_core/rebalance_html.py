@@ -91,7 +91,7 @@ def rebalance_html(
         *_groups(report),
         *_rules(report),
         *_evaluation(evaluation),
-        *_pictures(table, plan.target_column),
+        *_pictures(table, report),
         "<h2>Columns</h2>",
         _table(
             ["column", "kind", "why"],
@@ -196,21 +196,30 @@ def _evaluation(evaluation: Evaluation | None) -> list[str]:
     ]
 
 
-def _pictures(table: pd.DataFrame, target_column: str) -> list[str]:
+def _pictures(table: pd.DataFrame, report: RebalanceReport) -> list[str]:
+    target_column = report.plan.target_column
     is_new = table[SYNTHETIC_COLUMN].to_numpy(bool)
-    if not is_new.any() or is_new.all():
+    used = [c for c in report.columns if c.kind is not None and c.name != target_column]
+    if not is_new.any() or not used:
         return []
-    new = table[is_new]
-    # Like with like: generated rows of some classes beside the observed rows of the same ones.
-    classes = new[target_column].unique()
-    observed = table[~is_new & table[target_column].isin(classes).to_numpy(bool)]
-    discrete = [target_column]
+    # Like with like: the class with the most generated rows beside its own observed ones.
+    largest = max(report.classes, key=lambda c: c.rows.n_accepted).level
+    is_class = (table[target_column] == largest).to_numpy(bool)
+    new, observed = table[is_new & is_class], table[~is_new & is_class]
+    if len(observed) == 0:
+        return []
+    settings: dict[str, Any] = {
+        "columns": [c.name for c in used],
+        "discrete_columns": [c.name for c in used if c.has_levels],
+    }
     pictures = (
-        ("Distributions", show_distributions(observed, new, discrete_columns=discrete)),
-        ("Correlations", compare_correlations(observed, new, discrete_columns=discrete)),
+        ("Distributions", show_distributions(observed, new, **settings)),
+        ("Correlations", compare_correlations(observed, new, **settings)),
     )
+    shown = escape(f"{target_column} = {largest}")
     return [
-        f'<h2>{name}</h2>\n<img alt="{name} of observed and generated rows" src="{_data(figure)}">'
+        f"<h2>{name} in class {shown}</h2>\n"
+        f'<img alt="{name} of observed and generated rows" src="{_data(figure)}">'
         for name, figure in pictures
     ]
 
