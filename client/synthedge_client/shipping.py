@@ -38,12 +38,13 @@ def ship(site: Site, connection: Connection, transfer: Transfer) -> bool:
         If it cannot go on now; nothing has changed then.
     """
     if transfer.state is State.APPROVED:
-        _seal(site, transfer)
+        seal_approved(site, transfer)
         return True
     return _upload(site, connection, transfer)
 
 
-def _seal(site: Site, transfer: Transfer) -> None:
+def seal_approved(site: Site, transfer: Transfer) -> None:
+    """Seal the approved rows and queue the shipment, or go back to the steward if a consent was lost."""
     with site.store.write() as transaction:
         if _has_lost_consents(site, transaction, transfer):
             return

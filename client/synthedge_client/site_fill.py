@@ -74,7 +74,8 @@ def fill_site(site: Site, output: Path, seed: int) -> dict[str, Any]:
         notes.append(
             "Nothing was received, so nothing was filled: synthetic rows alone did not help."
         )
-    filled = pd.concat(parts, ignore_index=True)
+    # As objects: else an own column of whole numbers would be written as fractions beside missing cells.
+    filled = pd.concat([part.astype(object) for part in parts], ignore_index=True)
     staged = output.with_name(f".{output.name}.new")
     # Patients' rows, other hospitals' among them: for the owner's eyes until the owner decides otherwise.
     with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:

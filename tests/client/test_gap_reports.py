@@ -76,7 +76,8 @@ def test_a_report_is_a_function_of_protected_counts_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fixed = [
-        ProtectedCounts(np.arange(n) * 1.0, np.arange(n) + 3.0, np.arange(n) == 1) for n in (4, 8)
+        ProtectedCounts(np.arange(n, dtype=float), np.full(n, 3.0), np.arange(n) == 1)
+        for n in (4, 8)
     ]
     monkeypatch.setattr(outbound, "protect_dp", lambda *_: fixed)
     dp = Disclosure(mode="dp", epsilon=1.0, epsilon_total=4.0, min_count=0)

@@ -68,7 +68,7 @@ levels = { F = "1", M = "2" }
 
 def test_codes_that_mean_missing_and_empty_cells_are_missing(tmp_path: Path) -> None:
     rows = patients("n").astype({"bp": object})
-    rows.loc[0, "bp"], rows.loc[1, "bp"], rows.loc[2, "bp"] = 0, None, "n.m."
+    rows["bp"] = [0, None, "n.m.", *rows["bp"][3:]]
     table = mapped(tmp_path, rows, '[columns.bp]\nmissing = ["0", "n.m."]\n')
 
     assert np.isnan(table.values[:3, 0]).all()
@@ -76,8 +76,8 @@ def test_codes_that_mean_missing_and_empty_cells_are_missing(tmp_path: Path) -> 
 
 
 def test_rows_without_a_label_are_left_out_and_said_so(tmp_path: Path) -> None:
-    rows = patients("n").astype({"progressed": object})
-    rows.loc[:4, "progressed"] = None
+    rows = patients("n")
+    rows["progressed"] = [*[None] * 5, *rows["progressed"][5:]]
     table, problems = examine(tmp_path, rows)
 
     assert table is not None
@@ -141,7 +141,7 @@ def test_a_wrong_unit_shows_as_implausible_values_with_their_number(tmp_path: Pa
 
 def test_a_repeated_patient_is_a_note_and_an_unknown_label_stops(tmp_path: Path) -> None:
     rows = patients("n")
-    rows.loc[1, "mrn"] = rows.loc[0, "mrn"]
+    rows["mrn"] = [rows["mrn"][1], *rows["mrn"][1:]]
     rows.loc[2, "progressed"] = 2
 
     _, problems = examine(tmp_path, rows)

@@ -1,18 +1,24 @@
 """Hospitals' sites in folders, with made-up patients, for tests that need the site's real parts."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 
 from synthedge_client import inbound, store
+from synthedge_client.asking import request
+from synthedge_client.donating import approve, prepare
 from synthedge_client.keystore import Steward, load_keys
 from synthedge_client.settings import load_settings
+from synthedge_client.shipping import seal_approved
 from synthedge_client.site import Site, create_site, open_site
 from synthedge_client.transfers import Transfer, get_transfer
+from synthedge_protocols.certificates import create_ca, issue_site_certificate, pem, site_csr
 from synthedge_protocols.keys import StatementKey
 from synthedge_protocols.statements import sign
 from synthedge_protocols.v1 import coordinator_pb2 as wire
@@ -71,7 +77,20 @@ def make_site(parent: Path, name: str, rows: pd.DataFrame, settings: str = "") -
 
 def accept_dictionary(folder: Path, dictionary: str) -> None:
     """Write down what enrolment would, without a coordinator: nobody listens at the address."""
-    database = store.Store(load_settings(folder).database)
+    settings = load_settings(folder)
+    keys, now = load_keys(settings.keys), datetime.now(tz=UTC)
+    ca_key, ca = create_ca(CONSORTIUM, now=now)
+    certificate = issue_site_certificate(
+        ca_key,
+        ca,
+        site_csr(keys.tls, settings.id),
+        consortium=CONSORTIUM,
+        site=settings.id,
+        now=now,
+    )
+    keys.ca_file.write_bytes(pem(ca))
+    keys.certificate_file.write_bytes(pem(certificate))
+    database = store.Store(settings.database)
     with database.write() as connection:
         store.set_fact(connection, "consortium", CONSORTIUM)
         store.set_fact(connection, "address", "127.0.0.1:1")
@@ -83,13 +102,11 @@ def accept_dictionary(folder: Path, dictionary: str) -> None:
 def sites(parent: Path, dictionary: str, **tables: pd.DataFrame) -> Iterator[list[Site]]:
     """Opened sites that accepted a dictionary, know each other and compared keys; no coordinator."""
     opened: list[Site] = []
-    managers = []
-    try:
+    with ExitStack() as stack:
         for name, rows in tables.items():
             folder = make_site(parent, name, rows)
             accept_dictionary(folder, dictionary)
-            managers.append(open_site(folder))
-            opened.append(managers[-1].__enter__())
+            opened.append(stack.enter_context(open_site(folder)))
         directory = wire.Directory(sites=[site_keys(site) for site in opened])
         for site in opened:
             learn(site, directory)
@@ -97,9 +114,6 @@ def sites(parent: Path, dictionary: str, **tables: pd.DataFrame) -> Iterator[lis
                 if other is not site:
                     site.verify_peer(other.settings.id, other.fingerprint)
         yield opened
-    finally:
-        for manager in managers:
-            manager.__exit__(None, None, None)
 
 
 def site_keys(site: Site) -> pb.SiteKeys:
@@ -181,7 +195,40 @@ def transfer_at(site: Site, transfer_id: bytes) -> Transfer:
         return get_transfer(connection, transfer_id)
 
 
-def edit(site: Site, **columns: object) -> None:
+def edit(site: Site, **columns: Any) -> None:
     """Change whole columns of a site's table file, as its owner may at any time."""
     table = pd.read_csv(site.settings.data)
     table.assign(**columns).to_csv(site.settings.data, index=False)
+
+
+def asked(north: Site, south: Site, **changes: Any) -> Transfer:
+    """A request of north's that has arrived at south; south's record of it."""
+    arguments: dict[str, Any] = {"rows": 5, "purpose": "DUO:0000007", "voxel": MALE_HIGH}
+    grid = north.grid("sex x bp")
+    identifier = request(north, steward(), donor="south", grid=grid, **{**arguments, **changes})
+    assert arrives(south, statement=queued(north)[-1]) is None
+    return transfer_at(south, identifier)
+
+
+def prepared(north: Site, south: Site) -> Transfer:
+    transfer = asked(north, south)
+    prepare(south, transfer, "ada")
+    return transfer_at(south, transfer.id)
+
+
+def approved(north: Site, south: Site) -> Transfer:
+    transfer = prepared(north, south)
+    approve(south, transfer, steward())
+    assert arrives(north, statement=queued(south)[-1]) is None
+    return transfer_at(south, transfer.id)
+
+
+def sealed(north: Site, south: Site) -> Transfer:
+    transfer = approved(north, south)
+    seal_approved(south, transfer)
+    return transfer_at(south, transfer.id)
+
+
+def selected(site: Site) -> set[bytes]:
+    with site.store.read() as connection:
+        return set(connection.execute(sa.select(store.disclosed.c.patient_tag)).scalars())
