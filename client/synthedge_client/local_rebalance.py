@@ -187,7 +187,9 @@ def _check(
         )
 
     def altered(train: "pd.DataFrame", one_seed: int) -> "pd.DataFrame":
-        rebalanced: pd.DataFrame = augment_imbalanced(train, target, **settings, seed=one_seed)
+        rebalanced: pd.DataFrame = augment_imbalanced(
+            train, target, **settings, seed=one_seed, measure=False
+        )
         return rebalanced
 
     return evaluate(

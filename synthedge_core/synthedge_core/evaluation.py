@@ -198,16 +198,11 @@ def _synthetic(target_column: str, discrete_columns: Collection[str]) -> Builder
 
 def _altered(target_column: str, discrete_columns: Collection[str]) -> Builder:
     def build(train: pd.DataFrame, seed: int) -> pd.DataFrame:
-        import warnings
+        from synthedge_core.rebalance import augment_imbalanced
 
-        from synthedge_core.rebalance import OverAugmentationWarning, augment_imbalanced
-
-        with warnings.catch_warnings():
-            # What the warning foretells is what is measured here.
-            warnings.simplefilter("ignore", OverAugmentationWarning)
-            return augment_imbalanced(
-                train, target_column, discrete_columns=discrete_columns, seed=seed
-            )
+        return augment_imbalanced(
+            train, target_column, discrete_columns=discrete_columns, seed=seed, measure=False
+        )
 
     return build
 

@@ -148,6 +148,7 @@ def augment_imbalanced(
     engine: str = ...,
     engine_settings: dict[str, Any] | None = ...,
     seed: int = ...,
+    measure: bool = ...,
     dry_run: Literal[False] = ...,
     return_report: Literal[False] = ...,
 ) -> pd.DataFrame: ...
@@ -169,6 +170,7 @@ def augment_imbalanced(
     engine: str = ...,
     engine_settings: dict[str, Any] | None = ...,
     seed: int = ...,
+    measure: bool = ...,
     dry_run: Literal[False] = ...,
     return_report: Literal[True],
 ) -> tuple[pd.DataFrame, RebalanceReport]: ...
@@ -190,6 +192,7 @@ def augment_imbalanced(
     engine: str = ...,
     engine_settings: dict[str, Any] | None = ...,
     seed: int = ...,
+    measure: bool = ...,
     dry_run: Literal[True],
     return_report: bool = ...,
 ) -> RebalancePlan: ...
@@ -210,6 +213,7 @@ def augment_imbalanced(
     engine: str = "copula",
     engine_settings: dict[str, Any] | None = None,
     seed: int = 0,
+    measure: bool = True,
     dry_run: bool = False,
     return_report: bool = False,
 ) -> pd.DataFrame | tuple[pd.DataFrame, RebalanceReport] | RebalancePlan:
@@ -240,6 +244,9 @@ def augment_imbalanced(
         Further arguments of the engine.
     seed : int
         At least 0; the same table, arguments and seed give the same bytes.
+    measure : bool
+        False leaves out the quality, the probe and the warnings that rest on them (a second or so), for
+        loops over splits.
     dry_run : bool
         Only say what would happen.
     return_report : bool
@@ -275,7 +282,7 @@ def augment_imbalanced(
         raise UsageError(f"the seed is {seed}; expected 0 or more")
     table = checked_table(df)
     labels = read_labels(table, target_column)
-    label_of = table[target_column].to_numpy(object)
+    label_of = table.loc[labels.is_labelled, target_column]
     counts = {level: int((label_of == level).sum()) for level in labels.levels}
     plan = plan_classes(
         labels,
@@ -306,7 +313,7 @@ def augment_imbalanced(
         mixed = _by_marginals(drawer, plan, classes, explicit_marginals, seed)
     new_rows = prepared.to_frame(mixed.rows.values, f"synthetic:{engine}")
     result = stack([prepared.observed(mixed.kept), new_rows])
-    report = _report(prepared, plan, classes, mixed, engine, seed, quality_threshold)
+    report = _report(prepared, plan, classes, mixed, engine, seed, quality_threshold, measure)
     for text in report.warnings:
         warnings.warn(text, OverAugmentationWarning, stacklevel=2)
     return (result, report) if return_report else result
@@ -408,6 +415,7 @@ def _report(
     engine: str,
     seed: int,
     quality_threshold: float | None,
+    measure: bool,
 ) -> RebalanceReport:
     i_target = classes[0].index
     without_label = [i for i in range(len(prepared.analysed)) if i != i_target]
@@ -420,7 +428,7 @@ def _report(
         observed = condition.holds(prepared.values)
         new = new_values[condition.holds(new_values)]
         quality = None
-        if len(new) and columns:
+        if measure and len(new) and columns:
             alike = _alike(mixed, of_class, seed)
             quality = class_quality(
                 new[:, without_label], prepared.values[alike][:, without_label], columns, seed
@@ -437,7 +445,7 @@ def _report(
         )
         outcomes.append(ClassOutcome(level=class_plan.level, rows=rows, quality=quality))
     probe = None
-    if engine == "copula" and len(new_values) and columns:
+    if measure and engine == "copula" and len(new_values) and columns:
         probe = _probe(prepared, outcomes, classes, without_label, seed)
     if probe is not None and probe.is_harmful:
         texts.append(

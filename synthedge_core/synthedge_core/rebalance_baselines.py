@@ -65,7 +65,7 @@ def rebalance_by_baseline(
         raise UsageError(f"there is no baseline '{baseline}'; choose one of {', '.join(BASELINES)}")
     table = checked_table(df)
     labels = read_labels(table, target_column)
-    label_of = table[target_column].to_numpy(object)
+    label_of = table.loc[labels.is_labelled, target_column]
     plan = plan_classes(
         labels,
         {level: int((label_of == level).sum()) for level in labels.levels},

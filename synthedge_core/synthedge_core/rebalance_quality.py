@@ -16,7 +16,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 # Rows compared per side: enough for a random forest to see a difference, soon done.
-_MOST_COMPARED = 1_000
+_MOST_COMPARED = 500
 _MOST_PROBED = 2_000
 _FOLDS = 5
 # A forest that tells generated from observed rows so well, in a class that is mostly generated, has
@@ -89,7 +89,7 @@ class Probe:
 def class_quality(
     generated: FloatArray, observed: FloatArray, columns: Sequence[Column], seed: int
 ) -> ClassQuality:
-    """Compare generated with observed encoded rows of one class, at most 1,000 of each."""
+    """Compare generated with observed encoded rows of one class, at most 500 of each."""
     rng = np.random.default_rng(seed)
     made, real = (_some(rows, _MOST_COMPARED, rng) for rows in (generated, observed))
     found = quality_of(made, real, real, columns, "observed rows of the class")
