@@ -1,6 +1,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -26,7 +27,7 @@ def _run(*arguments: object) -> int:
     return run_app(app, [str(a) for a in ("rebalance", *arguments)], program="synthedge")
 
 
-def _json(capsys: pytest.CaptureFixture[str]) -> dict:
+def _json(capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out)["data"]
 
 

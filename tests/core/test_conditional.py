@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -32,7 +35,7 @@ def test_several_conditions_hold_at_once_for_exactly_the_rows_asked_for() -> Non
         (55, lambda v: v == 55),
     ],
 )
-def test_every_way_to_write_a_range_holds(condition, holds) -> None:
+def test_every_way_to_write_a_range_holds(condition: Any, holds: Callable[[Any], Any]) -> None:
     rows = GENERATOR.generate(30, {"age": condition})
     assert len(rows) == 30
     assert holds(rows["age"]).all()
@@ -41,7 +44,7 @@ def test_every_way_to_write_a_range_holds(condition, holds) -> None:
 @pytest.mark.parametrize(
     "condition", [["north", "east"], ("in", ["north", "east"]), ("not_in", ["south"])]
 )
-def test_every_way_to_write_a_choice_holds(condition) -> None:
+def test_every_way_to_write_a_choice_holds(condition: Any) -> None:
     assert set(GENERATOR.generate(60, {"ward": condition})["ward"]) == {"north", "east"}
 
 
@@ -98,7 +101,7 @@ def test_the_nearest_possible_condition_can_be_met() -> None:
         ({"age": 55.5}, "decimal places"),
     ],
 )
-def test_conditions_that_make_no_sense_are_refused(conditions: dict, text: str) -> None:
+def test_conditions_that_make_no_sense_are_refused(conditions: dict[str, Any], text: str) -> None:
     with pytest.raises(UsageError, match=text):
         GENERATOR.generate(5, conditions)
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -59,7 +61,7 @@ def test_labels_given_as_text_name_numbers() -> None:
         ({"weight": {1: 1.0}}, "no column"),
     ],
 )
-def test_marginals_that_make_no_sense_are_refused(marginals: dict, text: str) -> None:
+def test_marginals_that_make_no_sense_are_refused(marginals: Any, text: str) -> None:
     with pytest.raises(UsageError, match=text):
         SAMPLER.sample(50, marginals)
 

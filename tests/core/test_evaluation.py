@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,10 +23,10 @@ def test_original_synthetic_and_altered_rows_are_compared_with_intervals() -> No
     found = evaluate(TABLE, "died", n_seeds=2).to_frame().set_index(["trained_on", "model"])
     assert set(found.index.get_level_values("trained_on")) == {"original", "synthetic", "altered"}
     assert set(found.index.get_level_values("model")) == {"ridge", "forest", "boosting"}
-    assert (found.loc["original", "ratio"] == 1).all()
-    assert (found["ratio_low"] <= found["ratio"]).all()
+    assert found["ratio"].iloc[:3].tolist() == [1, 1, 1]
+    assert bool(np.all(found["ratio_low"] <= found["ratio"]))
     assert (found["ratio"] <= found["ratio_high"]).all()
-    assert found.loc[("original", "ridge"), "roc_auc"] > 0.7
+    assert found["roc_auc"].iloc[0] > 0.7
 
 
 def test_noise_in_every_cell_is_seen_as_harm() -> None:
@@ -33,7 +35,7 @@ def test_noise_in_every_cell_is_seen_as_harm() -> None:
         return table
 
     found = evaluate(TABLE, "died", {"noise": filled}, models=["ridge"], n_seeds=4).to_frame()
-    assert found.set_index("trained_on").loc["noise", "ratio"] < 0.97
+    assert found["ratio"].iloc[1] < 0.97
 
 
 def test_a_finished_table_needs_test_rows_it_was_not_made_from() -> None:
@@ -53,7 +55,7 @@ def test_generated_rows_cannot_judge() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"models": ["magic"]}, {"n_seeds": 0}])
-def test_arguments_that_make_no_sense_are_refused(arguments: dict) -> None:
+def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         evaluate(TABLE, "died", **arguments)
 

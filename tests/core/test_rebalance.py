@@ -1,4 +1,5 @@
 import warnings
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -229,7 +230,7 @@ def test_filling_a_class_far_beyond_its_rows_warns() -> None:
         ({"explicit_marginals": {"died": {0: 1.0}}}, "a marginal and a strategy"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(arguments: dict, text: str) -> None:
+def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(UsageError, match=text):
         augment_imbalanced(TABLE, "died", **arguments)
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,12 +21,12 @@ def _listed(mark: pytest.MarkDecorator) -> pytest.MarkDecorator:
 
 
 @_listed(parametrize_with_checks([CopulaOverSampler(random_state=0)]))
-def test_it_keeps_the_conventions_of_imbalanced_learn(estimator, check) -> None:
+def test_it_keeps_the_conventions_of_imbalanced_learn(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
 @_listed(parametrize_with_sklearn_checks([CopulaOverSampler(random_state=0)]))
-def test_it_keeps_the_conventions_of_scikit_learn(estimator, check) -> None:
+def test_it_keeps_the_conventions_of_scikit_learn(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
@@ -70,7 +72,7 @@ def test_the_same_state_gives_the_same_rows() -> None:
 
 
 @pytest.mark.parametrize("given", [[0], ["age"], [True, False, False]])
-def test_codes_can_be_named_by_position_name_or_mask(given) -> None:
+def test_codes_can_be_named_by_position_name_or_mask(given: Any) -> None:
     table, died = _patients()
     sampler = CopulaOverSampler(categorical_features=given, random_state=0)
     rows, _ = sampler.fit_resample(table, died)
