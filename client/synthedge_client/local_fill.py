@@ -8,6 +8,8 @@ import typer
 
 from synthedge_client import console
 from synthedge_client import local_table as lt
+from synthedge_client.model_folder import ModelFolder
+from synthedge_core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,8 +29,21 @@ def fill(
     engine: Annotated[
         str, typer.Option(help="copula (default), ctgan, gaussian or smote-nc.")
     ] = "copula",
+    where: Annotated[
+        str,
+        typer.Option(
+            help="regions (named, where positives are missing) or voxels (sparse ones of the grid)."
+        ),
+    ] = "regions",
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps of the ctgan engine.")
+    ] = None,
+    models: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps trained ctgan models. They hold what was learned from your "
+            "rows and are run when loaded: keep it where the rows are, and yours alone."
+        ),
     ] = None,
     seed: lt.SeedOption = 0,
     query: lt.QueryOption = None,
@@ -54,11 +69,23 @@ def fill(
         constraint=constraint,
     )
     synthedge = lt.open_table(arguments)
-    settings: dict[str, Any] = {} if steps is None else {"steps": steps}
+    settings: dict[str, Any] = {}
+    if engine != "ctgan" and (steps is not None or models is not None):
+        raise UsageError(f"--steps and --models belong to the engine ctgan, not to {engine}")
+    if steps is not None:
+        settings["steps"] = steps
+    if models is not None:
+        settings["cache"] = ModelFolder(models)
     started = time.perf_counter()
     with lt.progress_of(f"filling with {engine}") as report:
         filled = synthedge.fill(
-            rows, n_top, engine, seed=seed, engine_settings=settings, report_progress=report
+            rows,
+            n_top,
+            engine,
+            target=where,  # type: ignore[arg-type]  # the engine checks it
+            seed=seed,
+            engine_settings=settings,
+            report_progress=report,
         )
     seconds = time.perf_counter() - started
     lt.write_table(filled, output)

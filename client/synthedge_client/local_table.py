@@ -1,5 +1,6 @@
 """From the arguments of a local command to a `SynthEdge` over the table it names."""
 
+import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,9 +183,9 @@ def write_table(table: "pd.DataFrame", path: Path) -> None:
         if path.name.endswith(".parquet"):
             table.to_parquet(path, index=False)
         elif path.name.endswith((".csv", ".csv.gz")):
-            # A fixed time stamp in the gzip header: the same seed gives the same bytes.
-            compression: Any = {"method": "gzip", "mtime": 0} if path.suffix == ".gz" else None
-            table.to_csv(path, index=False, compression=compression, lineterminator="\n")
+            text = table.to_csv(index=False, lineterminator="\n").encode()
+            # Neither time nor name in the gzip header: the same seed gives the same bytes.
+            path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
         else:
             raise TableError(f"'{path.name}' has no known ending; use .csv, .csv.gz or .parquet")
     except OSError as error:

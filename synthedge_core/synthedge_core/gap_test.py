@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csc_array
 from scipy.special import expit
+from threadpoolctl import threadpool_limits
 
 from synthedge_core.regions import Candidate
 
@@ -157,7 +158,9 @@ def find_missing_positives(
     observed = np.asarray(cells.T @ positive.astype(float))
     z = (expected - observed) / deviation
     null = _Null(design, _shrunk(design, beta, positive), cells, deviation)
-    worst = null.maxima(seed, n_draws)
+    # The products are small: on busy cores two threads wait for each other longer than they work.
+    with threadpool_limits(limits=1):
+        worst = null.maxima(seed, n_draws)
     order = np.argsort(-z, kind="stable")[:10]
     found = tuple(
         Region(
