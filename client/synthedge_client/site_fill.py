@@ -19,8 +19,6 @@ from synthedge_client.site import Site
 from synthedge_client.site_table import SiteTable, load_site_table
 from synthedge_core.dictionary import Dictionary
 from synthedge_core.errors import UsageError
-from synthedge_core.fill_copula import copula_rows
-from synthedge_core.fill_schema import RowSchema
 from synthedge_core.frame import Frame
 
 FloatArray = NDArray[np.float64]
@@ -61,6 +59,10 @@ def fill_site(site: Site, output: Path, seed: int) -> dict[str, Any]:
     n_synthetic = 0
     if len(received):
         parts.append(received.assign(_origin="received"))
+        # scikit-learn takes a second to load: only a site that received something waits for it.
+        from synthedge_core.fill_copula import copula_rows
+        from synthedge_core.fill_schema import RowSchema
+
         near = _neighbourhood(table, received)
         drawn = copula_rows(
             near, len(received), RowSchema.of_features(site.dictionary.features), seed=seed

@@ -179,6 +179,7 @@ class _People:
         self.story = story
         self.folder = consortium.folder
         self.coordinator = self.folder / "coordinator"
+        self.fingerprints: dict[str, str] = {}
         self.gaps: list[dict[str, Any]] = []
         self.reports: list[dict[str, Any]] = []
         self.n_published = 0
@@ -228,13 +229,14 @@ class _People:
 
         folder = self._site(hospital)
         mapping = write_site_files(hospital, folder)
-        self.consortium.command(
+        made = self.consortium.command(
             "synthedge", "site", "init", str(folder),
             "--id", hospital.site,
             "--data", str(folder / PATIENTS_FILE),
             "--patient-id", hospital.patient_id,
             "--consent", hospital.consent,
         )  # fmt: skip
+        self.fingerprints[hospital.site] = made["fingerprint"]
         # What the data manager writes by hand: own columns, units and codes.
         with (folder / "site.toml").open("a", encoding="utf-8") as file:
             file.write("\n" + tomli_w.dumps(mapping))
@@ -262,18 +264,15 @@ class _People:
         self._at(hospital.site, "enrol", "--token-file", str(token_file))
 
     def compare_fingerprints(self) -> None:
-        """Let every site verify every other's key, as by telephone."""
+        """Let every site verify every other's key: `init` showed each its own, and they telephone."""
         with self.story.chapter("The sites compare each other's key fingerprints"):
             names = [hospital.site for hospital in self.cohort.hospitals]
             self._wait_at_all("peers", lambda site: len(site.list_peers()) == len(names) - 1)
-            heard = dict(
-                zip(names, self._everywhere(lambda h: self._at(h.site, "fingerprint")), strict=True)
-            )
 
             def verify(hospital: Hospital) -> None:
                 for name in names:
                     if name != hospital.site:
-                        self._at(hospital.site, "peers", "verify", name, heard[name]["fingerprint"])
+                        self._at(hospital.site, "peers", "verify", name, self.fingerprints[name])
 
             self._everywhere(verify)
             self._everywhere(lambda h: self._at(h.site, "doctor"))
