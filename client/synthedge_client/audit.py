@@ -137,8 +137,24 @@ def _transfer(site: Site, transfer: Transfer) -> dict[str, Any]:
         "requested_at": _when(transfer.created_at_ms),
         "changed_at": _when(transfer.changed_at_ms),
         "retention_days": transfer.request.retention_days,
+        "ciphertext_digest": _ciphertext_digest(site, transfer),
         "decided_by": _deciders(site, transfer),
     }
+
+
+def _ciphertext_digest(site: Site, transfer: Transfer) -> str:
+    """What both sides can compare: SHA-256 of the sealed bytes; empty before there are any."""
+    with site.store.read() as connection:
+        blob = connection.execute(
+            sa.select(store.transfers.c.shipment).where(
+                store.transfers.c.transfer_id == transfer.id
+            )
+        ).scalar_one()
+    if blob is None:
+        return ""
+    signed = pb.SignedStatement.FromString(blob)
+    shipment = pb.Shipment.FromString(pb.Statement.FromString(signed.statement).payload)
+    return shipment.ciphertext_digest.hex()
 
 
 def _deciders(site: Site, transfer: Transfer) -> list[str]:
