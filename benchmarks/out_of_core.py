@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 N_FEATURES = 20
 ROW_GROUP = 65_536
 MAX_RATIO = 1.35
+MAX_RATIO_QUICK = 1.8
 MAX_RESIDENT_MB = 256
 
 
@@ -84,8 +85,13 @@ def main() -> None:
         # The machine is shared: decoding is timed on both sides of the scan.
         limit = (before + decode(path)) / 2
     ratio = scanned["seconds"] / 3 / limit
-    bars = [
-        {"what": "time of a pass over decoding alone", "value": ratio, "bar": MAX_RATIO},
+    bars: list[dict[str, Any]] = [
+        {
+            "what": "time of a pass over decoding alone",
+            "value": ratio,
+            # In a small file the extra pass over the labels weighs more.
+            "bar": MAX_RATIO_QUICK if options.quick else MAX_RATIO,
+        },
         {"what": "peak resident MB", "value": scanned["peak_mb"], "bar": MAX_RESIDENT_MB},
     ]
     for bar in bars:

@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
+from threadpoolctl import threadpool_limits
 
 from synthedge_core.errors import GridError
 from synthedge_core.gap_score import gap_scores
@@ -261,7 +262,9 @@ def scan_blocks(
     GridError
         As for `scan`.
     """
-    return _run(blocks, n_bins, top_k, keep=False)
+    # The products of a block are small; the second core is better used for decoding the next one.
+    with threadpool_limits(limits=1):
+        return _run(blocks, n_bins, top_k, keep=False)
 
 
 def _run(
