@@ -84,6 +84,7 @@ def rebalance(
 ) -> None:
     """Change how many rows each class has: exactly so many, or an error that says why not."""
     from synthedge_core.rebalance import OverAugmentationWarning, augment_imbalanced
+    from synthedge_core.rebalance_mix import DroppedMinorityWarning
 
     if output is None and not dry_run:
         raise UsageError("--output is missing: name the file to write, or give --dry-run")
@@ -111,8 +112,10 @@ def rebalance(
     with (
         lt.progress_of(f"{strategy} with {engine}") as show,
         # They are in the report, and shown below.
-        warnings.catch_warnings(action="ignore", category=OverAugmentationWarning),
+        warnings.catch_warnings(),
     ):
+        for category in (OverAugmentationWarning, DroppedMinorityWarning):
+            warnings.simplefilter("ignore", category)
         result, done = augment_imbalanced(table, target, **settings, seed=seed, return_report=True)
         show(1.0)
         checked = _check(table, target, settings, discrete, evaluate, seed)

@@ -9,7 +9,7 @@ Example
 """
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
@@ -20,13 +20,15 @@ from synthedge_core.conditional import ConditionalGenerator
 from synthedge_core.constraint import Constraint
 from synthedge_core.errors import TableError, UsageError
 from synthedge_core.marginals import Marginals, find_cells, parse_marginals, whole_cells
-from synthedge_core.rebalance_mix import GroupOutcome, add_up, mix_rows
+from synthedge_core.rebalance_mix import (
+    DroppedMinorityWarning,
+    GroupOutcome,
+    add_up,
+    dropped_minority,
+    mix_rows,
+)
 from synthedge_core.rebalance_rows import RowDrawer
-from synthedge_core.rebalance_table import PreparedTable, checked_table, stack
-
-
-class DroppedMinorityWarning(UserWarning):
-    """Observed rows of a value that was to become more frequent did not fit."""
+from synthedge_core.rebalance_table import PreparedTable, checked_table, column_names, stack
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +42,9 @@ class AlteredReport:
     is_minority : tuple of bool
         Whether a larger share of each combination is asked for than was observed.
     n_outside : int
-        Observed rows left out because they have none of the values asked for (or a missing one).
+        Observed rows left out because they have none of the values asked for.
+    n_missing : int
+        Those of them that have no value at all in a column asked for.
     n_rows_to_keep_minority : int
         The smallest number of rows that would keep every observed minority row.
     """
@@ -48,6 +52,7 @@ class AlteredReport:
     outcomes: tuple[GroupOutcome, ...]
     is_minority: tuple[bool, ...]
     n_outside: int
+    n_missing: int
     n_rows_to_keep_minority: int
 
     @property
@@ -224,8 +229,8 @@ def alter_distributions(
     Warns
     -----
     DroppedMinorityWarning
-        If observed rows of a value that becomes more frequent do not fit into `num_rows`; the message
-        says how many rows would keep them all.
+        If observed rows of a value that becomes more frequent do not fit into `num_rows` (the message
+        says how many rows would keep them all), or rows are left out for a missing value.
 
     Raises
     ------
@@ -235,8 +240,8 @@ def alter_distributions(
     prepared = PreparedTable.of(
         df,
         discrete_columns=[
-            *(discrete_columns or ()),
-            *_discrete_by_marginals(df, explicit_marginals, discrete_columns or ()),
+            *(stated := column_names(discrete_columns)),
+            *_discrete_by_marginals(df, explicit_marginals, stated),
         ],
         constraints=constraints,
     )
@@ -258,7 +263,8 @@ def _discrete_by_marginals(
     """Columns whose marginal names single values that are words: they are levels."""
     names = []
     for name, given in marginals.items():
-        values = list(given) if isinstance(given, dict) else [pair[0] for pair in given]
+        pairs: list[Any] = list(given.items()) if isinstance(given, Mapping) else list(given)
+        values = [pair[0] for pair in pairs if isinstance(pair, (tuple, list)) and pair]
         is_binned = any(isinstance(v, (str, pd.Interval)) and str(v)[:1] in "[(" for v in values)
         if name in df.columns and name not in stated and not is_binned:
             names.append(name)
@@ -288,12 +294,14 @@ def _alter(
     mixed = mix_rows(drawer, cells.groups, cells.cell_of, whole_cells(cells, num_rows), seed)
     new_rows = prepared.to_frame(mixed.values, f"synthetic:{drawer.engine}")
     table = stack([prepared.observed(mixed.kept), new_rows])
+    asked = [m.conditions[0].index for m in cells.marginals]
     is_minority = cells.shares > cells.n_observed / len(prepared.values)
     needed = cells.n_observed[is_minority] / cells.shares[is_minority]
     report = AlteredReport(
         outcomes=mixed.outcomes,
         is_minority=tuple(is_minority.tolist()),
         n_outside=int((cells.cell_of < 0).sum()),
+        n_missing=int(np.isnan(prepared.values[:, asked]).any(axis=1).sum()),
         n_rows_to_keep_minority=int(np.ceil(needed.max() - 1e-9)) if len(needed) else 0,
     )
     _warn(report, num_rows)
@@ -301,15 +309,18 @@ def _alter(
 
 
 def _warn(report: AlteredReport, num_rows: int) -> None:
-    n_dropped = report.n_dropped_minority
-    if n_dropped == 0:
-        return
-    minority = [o for o, m in zip(report.outcomes, report.is_minority, strict=True) if m]
-    worst = max(minority, key=lambda o: o.n_dropped)
-    warnings.warn(
-        f"{n_dropped} observed rows of values that become more frequent are left out (most of them: "
-        f"{worst.group}, {worst.n_kept} of {worst.n_observed} kept), because {num_rows} rows are too "
-        f"few; {report.n_rows_to_keep_minority} would keep them all",
-        DroppedMinorityWarning,
-        stacklevel=4,
-    )
+    if report.n_missing:
+        warnings.warn(
+            f"{report.n_missing} observed rows are left out because they have no value in a column "
+            "whose distribution is asked for; fill it in first to keep them",
+            DroppedMinorityWarning,
+            stacklevel=4,
+        )
+    text = dropped_minority(report.outcomes, report.is_minority)
+    if text:
+        warnings.warn(
+            f"{text}, because {num_rows} rows are too few; {report.n_rows_to_keep_minority} would keep "
+            "them all",
+            DroppedMinorityWarning,
+            stacklevel=4,
+        )

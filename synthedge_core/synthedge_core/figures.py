@@ -181,7 +181,7 @@ def _encoded(
     discrete_columns: Collection[str],
 ) -> tuple[list[Column], FloatArray, FloatArray]:
     marks = [ORIGIN_COLUMN, SYNTHETIC_COLUMN]
-    a, b = (t.drop(columns=marks, errors="ignore") for t in (real, synthetic))
+    a, b = (t.rename(columns=str).drop(columns=marks, errors="ignore") for t in (real, synthetic))
     if wanted is not None:
         absent = [name for name in wanted if name not in a.columns or name not in b.columns]
         if absent:

@@ -19,7 +19,7 @@ from synthedge_core.columns import Column, encode, infer_columns
 from synthedge_core.errors import TableError, UsageError
 from synthedge_core.labels import read_labels
 from synthedge_core.observed_rows import require_observed
-from synthedge_core.rebalance_table import ORIGIN_COLUMN, SYNTHETIC_COLUMN
+from synthedge_core.rebalance_table import ORIGIN_COLUMN, SYNTHETIC_COLUMN, column_names
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -40,7 +40,7 @@ class Preprocessor:
 
     def __init__(self, target_column: str, *, discrete_columns: Collection[str] = ()) -> None:
         self.target_column = target_column
-        self.discrete_columns = tuple(discrete_columns)
+        self.discrete_columns = tuple(column_names(discrete_columns))
         self.columns_: tuple[Column, ...] | None = None
         self.unseen_: dict[str, int] = {}
 

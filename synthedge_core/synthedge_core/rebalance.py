@@ -23,7 +23,14 @@ from synthedge_core.errors import RefusedError, UsageError
 from synthedge_core.fill_schema import RowSchema
 from synthedge_core.labels import read_labels
 from synthedge_core.marginals import Marginals, find_cells, parse_marginals, whole_cells
-from synthedge_core.rebalance_mix import GroupOutcome, MixedRows, add_up, mix_rows
+from synthedge_core.rebalance_mix import (
+    DroppedMinorityWarning,
+    GroupOutcome,
+    MixedRows,
+    add_up,
+    dropped_minority,
+    mix_rows,
+)
 from synthedge_core.rebalance_plan import RebalancePlan, plan_classes
 from synthedge_core.rebalance_quality import (
     ClassQuality,
@@ -33,7 +40,7 @@ from synthedge_core.rebalance_quality import (
     probe_rebalancing,
 )
 from synthedge_core.rebalance_rows import RowDrawer
-from synthedge_core.rebalance_table import PreparedTable, checked_table, stack
+from synthedge_core.rebalance_table import PreparedTable, checked_table, column_names, stack
 
 IntArray = npt.NDArray[np.int64]
 
@@ -268,6 +275,8 @@ def augment_imbalanced(
     OverAugmentationWarning
         If a class gets more generated rows than it supports, or a model gets worse; with what was
         measured.
+    DroppedMinorityWarning
+        If a hybrid with marginals leaves out observed rows of values that become more frequent.
 
     Raises
     ------
@@ -296,7 +305,7 @@ def augment_imbalanced(
         return plan
     prepared = PreparedTable.of(
         table,
-        discrete_columns={*(discrete_columns or ()), target_column},
+        discrete_columns={*column_names(discrete_columns), target_column},
         constraints=constraints,
     )
     drawer = RowDrawer(
@@ -316,6 +325,9 @@ def augment_imbalanced(
     report = _report(prepared, plan, classes, mixed, engine, seed, quality_threshold, measure)
     for text in report.warnings:
         warnings.warn(text, OverAugmentationWarning, stacklevel=2)
+    if mixed.dropped:
+        warnings.warn(mixed.dropped, DroppedMinorityWarning, stacklevel=2)
+        report = replace(report, warnings=(*report.warnings, mixed.dropped))
     return (result, report) if return_report else result
 
 
@@ -328,6 +340,7 @@ class _Mixed:
     group_of_row: IntArray
     class_of_group: IntArray
     n_outside: int
+    dropped: str | None = None
 
 
 def _by_class(
@@ -398,12 +411,15 @@ def _by_marginals(
             )
     mixed = mix_rows(drawer, cells.groups, cells.cell_of, wanted, seed)
     asked = np.flatnonzero([c.n_wanted > 0 for c in plan.classes])
+    is_minority = cells.shares > cells.n_observed / len(prepared.values)
+    dropped = dropped_minority(mixed.outcomes, is_minority.tolist())
     return _Mixed(
         rows=mixed,
         kept=mixed.kept,
         group_of_row=cells.cell_of,
         class_of_group=asked[cells.codes[:, 0]],
         n_outside=n_outside,
+        dropped=dropped if plan.strategy == "hybrid" else None,
     )
 
 

@@ -16,7 +16,7 @@ from synthedge_core.conditions import condition_on
 from synthedge_core.errors import RefusedError, UsageError
 from synthedge_core.labels import read_labels
 from synthedge_core.rebalance_plan import RebalancePlan, plan_classes
-from synthedge_core.rebalance_table import PreparedTable, checked_table, stack
+from synthedge_core.rebalance_table import PreparedTable, checked_table, column_names, stack
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -74,7 +74,9 @@ def rebalance_by_baseline(
         sampling_ratio=None,
         target_counts=target_counts,
     )
-    prepared = PreparedTable.of(table, discrete_columns={*(discrete_columns or ()), target_column})
+    prepared = PreparedTable.of(
+        table, discrete_columns={*column_names(discrete_columns), target_column}
+    )
     class_of = np.full(len(table), -1)
     i_target = prepared.index_of(target_column)
     codes = []

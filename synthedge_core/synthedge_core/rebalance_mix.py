@@ -14,6 +14,10 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 
+class DroppedMinorityWarning(UserWarning):
+    """Observed rows of a value that was to become more frequent are left out."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupOutcome:
     """What became of one group (a class, or one combination of the marginals' values).
@@ -86,6 +90,18 @@ def add_up(counts: Sequence[dict[str, int]]) -> dict[str, int]:
         for reason, n in one.items():
             total[reason] = total.get(reason, 0) + n
     return total
+
+
+def dropped_minority(outcomes: Sequence[GroupOutcome], is_minority: Sequence[bool]) -> str | None:
+    """Say how many observed rows of groups that grow in share are left out; None if none are."""
+    minority = [o for o, m in zip(outcomes, is_minority, strict=True) if m and o.n_dropped]
+    if not minority:
+        return None
+    worst = max(minority, key=lambda o: o.n_dropped)
+    return (
+        f"{sum(o.n_dropped for o in minority)} observed rows of values that become more frequent are "
+        f"left out (most of them: {worst.group}, {worst.n_kept} of {worst.n_observed} kept)"
+    )
 
 
 def mix_rows(

@@ -170,7 +170,7 @@ def _column(name: str, series: "pd.Series[Any]", is_categorical: bool) -> Column
         return Column(
             name=name, kind="categorical" if levels else None, reason="stated", levels=levels
         )
-    numbers = series.to_numpy(float)
+    numbers = series.to_numpy(float, na_value=np.nan)
     finite = numbers[np.isfinite(numbers)]
     if len(finite) == 0:
         return Column(name=name, kind=None, reason="no value at all")
@@ -188,7 +188,7 @@ def _encoded(series: "pd.Series[Any]", column: Column) -> npt.NDArray[np.float64
     if column.has_levels:
         index = {level: i for i, level in enumerate(column.levels)}
         return series.map(index).to_numpy(float, na_value=np.nan)
-    return np.asarray(series.to_numpy(float))
+    return np.asarray(series.to_numpy(float, na_value=np.nan))
 
 
 def _decoded(

@@ -10,7 +10,7 @@ import pandas as pd
 
 from synthedge_core.columns import Column, analysis_matrix, as_type, decode, encode, infer_columns
 from synthedge_core.constraint import Constraint, Rule
-from synthedge_core.errors import TableError
+from synthedge_core.errors import TableError, UsageError
 from synthedge_core.fill_schema import RowSchema
 
 FloatArray = npt.NDArray[np.float64]
@@ -69,7 +69,9 @@ class PreparedTable:
         """
         table = checked_table(df)
         columns = infer_columns(
-            table, discrete=discrete_columns or (), continuous=continuous_columns
+            table,
+            discrete=column_names(discrete_columns),
+            continuous=column_names(continuous_columns),
         )
         analysed = tuple(c for c in columns if c.kind is not None)
         if not analysed or len(table) == 0:
@@ -145,6 +147,19 @@ class PreparedTable:
                 cells = pd.Series([constants.get(name)] * len(rows), dtype=object)
                 new[name] = as_type(cells, self.table[name].dtype)
         return marked(pd.DataFrame(new, columns=list(self.table.columns)), origin)
+
+
+def column_names(names: Collection[str] | None) -> list[str]:
+    """Give names as a list.
+
+    Raises
+    ------
+    UsageError
+        If they are one text, whose letters would be taken for columns.
+    """
+    if isinstance(names, str):
+        raise UsageError(f"discrete columns are given as the text '{names}'; give a list of names")
+    return [str(name) for name in names or ()]
 
 
 def checked_table(df: pd.DataFrame) -> pd.DataFrame:

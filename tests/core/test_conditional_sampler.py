@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from imbalanced_patients import imbalanced_patients
 from synthedge_core import ConditionalGenerator, ConditionalSampler, alter_distributions
-from synthedge_core.conditional_sampler import DroppedMinorityWarning
 from synthedge_core.errors import RefusedError, TableError, UsageError
 from synthedge_core.marginals import largest_remainder
+from synthedge_core.rebalance_mix import DroppedMinorityWarning
 
 TABLE = imbalanced_patients()
 SAMPLER = ConditionalSampler(ConditionalGenerator().fit(TABLE, discrete_columns=["died"]))
@@ -131,3 +131,15 @@ def test_rows_outside_every_value_are_counted() -> None:
         TABLE, 300, {"ward": {"north": 0.5, "south": 0.5}}, return_report=True
     )
     assert report.n_outside == (TABLE["ward"] == "east").sum()
+
+
+def test_rows_left_out_for_a_missing_value_are_told() -> None:
+    bins = {"diastolic": {"[0, 75)": 0.5, "[75, 300)": 0.5}}
+    n_missing = int(TABLE["diastolic"].isna().sum())
+    with pytest.warns(DroppedMinorityWarning, match=f"{n_missing} observed rows .* no value"):
+        alter_distributions(TABLE, 900, bins)
+
+
+def test_column_names_in_one_text_are_refused() -> None:
+    with pytest.raises(UsageError, match="give a list of names"):
+        alter_distributions(TABLE, 100, {"sex": {"F": 1.0}}, discrete_columns="sex")

@@ -12,6 +12,7 @@ from synthedge_core import Constraint, augment_imbalanced
 from synthedge_core.errors import RefusedError, TableError, UsageError
 from synthedge_core.labels import read_labels
 from synthedge_core.rebalance import OverAugmentationWarning
+from synthedge_core.rebalance_mix import DroppedMinorityWarning
 from synthedge_core.rebalance_plan import plan_classes
 from synthedge_core.rebalance_quality import ClassQuality, over_augmentation
 
@@ -184,15 +185,30 @@ def test_no_new_row_is_the_copy_of_a_patient() -> None:
 def test_classes_and_other_columns_reach_their_shares_together() -> None:
     marginals = {"sex": [("F", 0.5), ("M", 0.5)]}
     for strategy in ("oversample", "undersample", "hybrid"):
-        out = augment_imbalanced(
-            TABLE, "died", strategy, ratio=0.5, explicit_marginals=marginals, measure=False
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DroppedMinorityWarning)
+            out = augment_imbalanced(
+                TABLE, "died", strategy, ratio=0.5, explicit_marginals=marginals, measure=False
+            )
         sexes, classes = _counts(out, "sex"), _counts(out)
         assert abs(sexes["F"] - sexes["M"]) <= 1
         assert classes[1] == pytest.approx(classes[0] / 2, abs=2)
         n_observed = int((out["_origin"] == "observed").sum())
         assert (n_observed == len(TABLE)) == (strategy == "oversample")
         assert out["_synthetic"].any() == (strategy != "undersample")
+
+
+def test_a_hybrid_that_leaves_out_minority_rows_says_so() -> None:
+    marginals = {"ward": {"north": 0.1, "south": 0.1, "east": 0.8}}
+    with pytest.warns(DroppedMinorityWarning, match=r"more frequent are left out .* kept\)"):
+        augment_imbalanced(
+            TABLE,
+            "died",
+            "hybrid",
+            target_counts={0: 60, 1: 60},
+            explicit_marginals=marginals,
+            measure=False,
+        )
 
 
 def test_warnings_name_what_was_measured() -> None:
