@@ -214,6 +214,8 @@ def _infer(name: str, series: Series, n_missing: int, is_measured: bool) -> Colu
         return _coded(name, series, n_missing, "yes or no")
     if pd.api.types.is_datetime64_any_dtype(series.dtype):
         return Column(name=name, kind=None, reason="a date", n_missing=n_missing)
+    if pd.api.types.is_complex_dtype(series.dtype):
+        return Column(name=name, kind=None, reason="complex numbers", n_missing=n_missing)
     if pd.api.types.is_numeric_dtype(series.dtype):
         return _infer_numbers(name, series, n_missing, 0, is_measured)
     texts = series.dropna().astype(str)

@@ -210,3 +210,29 @@ def test_real_hospital_files_are_analysed_and_filled_as_they_are(name: str) -> N
         assert filled["num"].iloc[: len(table)].tolist() == table["num"].tolist()
         missing = {c.name: c.n_missing for c in synthedge.columns}
         assert missing["thal"] == int(table["thal"].isna().sum())
+
+
+ODD_TABLES = {
+    "nullable types": TABLE.convert_dtypes(),
+    "Arrow types": TABLE.convert_dtypes(dtype_backend="pyarrow"),
+    "one binary column": TABLE[["sex", "progressed"]],
+    "codes only": TABLE[["ward", "sex", "smoker", "stage", "progressed"]],
+    "an empty column": TABLE.assign(x=np.nan, y=None),
+    "infinite values": TABLE.assign(x=np.where(np.arange(400) % 9 == 0, np.inf, np.arange(400))),
+    "several index levels": TABLE.set_index(["mrn", "age"]),
+    "a column named by a number": TABLE.rename(columns={"age": 5}),
+    "lists in cells": TABLE.assign(x=pd.Series([[1]] * 400, dtype="object")),
+    "complex numbers": TABLE.assign(x=np.arange(400) * 1j),
+    "a column that is the label": TABLE.assign(x=(TABLE["progressed"] == "yes").astype(int)),
+    "very large numbers": TABLE.assign(x=2**60 + np.arange(400) ** 3),
+}
+
+
+@pytest.mark.parametrize("name", ODD_TABLES)
+def test_odd_tables_are_analysed_and_filled_all_the_same(name: str) -> None:
+    table = ODD_TABLES[name]
+    synthedge = SynthEdge(table, "progressed", positive="yes")
+    assert synthedge.analyze(with_benefit=False)["top_voxels"]
+    filled = synthedge.fill(6, n_top=2, target="voxels")
+    assert len(filled) == 406
+    assert set(filled["_origin"]) == {"observed", "synthetic:copula"}
