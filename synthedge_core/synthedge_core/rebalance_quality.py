@@ -116,17 +116,19 @@ def over_augmentation(
     """Say why a class has too many generated rows; None if it has not.
 
     Reasons are measured ones: the rows generated per observed row, and how well a random forest tells
-    the two apart.
+    the two apart. Where too few observed rows allow no such measurement, that is a reason too.
     """
     per_observed = n_new / n_observed
     auc = None if quality is None else quality.forest_auc
-    is_seen = auc is not None and auc > MAX_FOREST_AUC and per_observed > MANY_PER_OBSERVED
+    is_seen = (auc is None or auc > MAX_FOREST_AUC) and per_observed > MANY_PER_OBSERVED
     if not is_seen and per_observed <= TOO_MANY_PER_OBSERVED:
         return None
     text = (
         f"class {level}: {per_observed:.1f} generated rows for each of {n_observed} observed ones"
     )
-    if auc is not None:
+    if auc is None:
+        text += ", too few to measure how the two differ"
+    else:
         text += f", and a random forest tells them apart with an AUC of {auc:.2f} (0.5: not at all)"
     return (
         f"{text}; a model will learn the generator rather than the patients: "

@@ -220,6 +220,7 @@ def test_warnings_name_what_was_measured() -> None:
     assert "2.0 generated rows for each of 50" in text
     assert "AUC of 0.90" in text
     assert over_augmentation("1", 50, 40, bad) is None
+    assert "too few to measure" in (over_augmentation("1", 5, 43, None) or "")
     assert "20.0 generated rows" in (over_augmentation("1", 50, 1000, None) or "")
 
 
