@@ -86,8 +86,6 @@ def rebalance(
     from synthedge_core.rebalance import OverAugmentationWarning, augment_imbalanced
     from synthedge_core.rebalance_mix import DroppedMinorityWarning
 
-    if output is None and not dry_run:
-        raise UsageError("--output is missing: name the file to write, or give --dry-run")
     arguments = lt.TableArguments(data=data, target=target, query=query, missing=missing)
     table, _ = lt.load(arguments)
     discrete = _names(discrete_columns)
@@ -107,7 +105,8 @@ def rebalance(
         data_out: dict[str, Any] = {"plan": plan, "n_rows": plan.n_rows}
         console.emit(data_out, as_json=json, render=lambda c: _render_plan(c, plan))
         return
-    assert output is not None  # noqa: S101 - checked above; for the type checker
+    if output is None:
+        raise UsageError("--output is missing: name the file to write, or give --dry-run")
     started = time.perf_counter()
     with (
         lt.progress_of(f"{strategy} with {engine}") as show,
