@@ -23,7 +23,7 @@ from synthedge_core.rebalance_table import PreparedTable
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
-# A level or a range shown as "the nearest possible" describes at least so many observed rows.
+# The nearest possible conditions that a message shows are met by at least so many observed rows.
 MIN_SHOWN_ROWS = 5
 # A single value of a measurement is drawn for in a window of this share of the column's range, and
 # then written into the rows: no continuous draw ever hits one value.
