@@ -336,7 +336,7 @@ class _People:
         return chosen
 
     def _ask(self, gap: dict[str, Any]) -> None:
-        # Measured (docs/design.md): 20 rows recover most of what pooling would; fewer recover less.
+        # Measured (docs/decisions.md): 20 rows recover most of what pooling would; fewer recover less.
         wanted = self.cohort.dictionary.policy.rows_per_transfer
         for _ in gap["proposals"]:
             if wanted <= 0:

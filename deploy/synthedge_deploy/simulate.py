@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from synthedge_client.gate import check_delivery
-from synthedge_client.outbound import deidentify
+from synthedge_client.outbound import coarsen, deidentify
 from synthedge_client.protection import protect_dp, protect_threshold
 from synthedge_client.site_fill import neighbourhood
 from synthedge_core.dictionary import Dictionary
@@ -168,10 +168,12 @@ def _deliveries(
             continue
         donor = donors[match.donor]
         givable = donor.samples.positive & donor.has_consent
-        eligible = np.flatnonzero(givable & (grid.assign(donor.samples.values) == voxel))
-        chosen = generator.permutation(eligible)[:n_wanted]
-        if not len(chosen):
+        # As `donating.prepare` selects: by the values that would leave, and not from a handful of patients.
+        leaving = coarsen(donor.samples.values, dictionary)
+        eligible = np.flatnonzero(givable & (grid.assign(leaving) == voxel))
+        if len(eligible) < policy.min_count:
             continue
+        chosen = generator.permutation(eligible)[:n_wanted]
         samples = np.full((len(chosen), len(dictionary.features)), np.nan)
         agreed = [dictionary.index(name) for name in features]
         samples[:, agreed] = deidentify(donor.samples.values[chosen], dictionary, features)

@@ -205,14 +205,14 @@ def show_summary(summary: dict[str, Any], console: "Console") -> None:
 
 def _show_repeated(repeated: dict[str, Any], console: "Console", table: Callable[..., Any]) -> None:
     lines = table(
-        f"\nMean and spread over {repeated['seeds']} splits (subgroup recall); the carved region came first in "
-        f"{repeated['carved_region_first']}, {repeated['rows']:.0f} rows moved",
+        f"\nMean and spread over {repeated['seeds']} splits (subgroup recall, AUPRC); the carved region came first "
+        f"in {repeated['carved_region_first']}, {repeated['rows']:.0f} rows moved",
         "training rows",
         *MODELS,
     )
     for name, by_model in repeated["measures"].items():
         cells = (
-            f"{m['subgroup_recall'][0]:.3f} ± {m['subgroup_recall'][1]:.3f}"
+            "  ".join(f"{m[text][0]:.3f} ± {m[text][1]:.3f}" for text in MEASURES)
             for m in by_model.values()
         )
         lines.add_row(name, *cells)
