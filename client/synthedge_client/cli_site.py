@@ -3,11 +3,15 @@
 import signal
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from synthedge_client.console import emit, note
+
+if TYPE_CHECKING:
+    from synthedge_client.site import Site
+    from synthedge_client.transfers import Transfer
 
 app = typer.Typer(
     help="A hospital's site: keys, gaps, requests, transfers, audit.",
@@ -81,6 +85,13 @@ def _in_lines(value: Any) -> Any:
 
 def _lines(*lines: str) -> Any:
     return lambda console: [console.print(line, soft_wrap=True) for line in lines]
+
+
+def _find_transfer(site: "Site", typed: str) -> "Transfer":
+    from synthedge_client.transfers import find_transfer
+
+    with site.store.read() as connection:
+        return find_transfer(connection, typed)
 
 
 @app.command()
@@ -517,12 +528,10 @@ def requests_prepare(
     """Select rows and show exactly what would leave. Nothing leaves."""
     from synthedge_client.donating import prepare
     from synthedge_client.site import open_site
-    from synthedge_client.transfers import find_transfer
     from synthedge_protocols.v1.statements_pb2 import Manifest, SampleBatch
 
     with open_site(dir) as site:
-        with site.store.read() as connection:
-            transfer = find_transfer(connection, id)
+        transfer = _find_transfer(site, id)
         payload = prepare(site, transfer, "steward")
     features = list(Manifest.FromString(payload.manifest).features)
     rows = [list(sample.values) for sample in SampleBatch.FromString(payload.samples).samples]
@@ -549,11 +558,9 @@ def requests_approve(
     from synthedge_client.donating import approve
     from synthedge_client.keystore import open_steward
     from synthedge_client.site import open_site
-    from synthedge_client.transfers import find_transfer
 
     with open_site(dir) as site:
-        with site.store.read() as connection:
-            transfer = find_transfer(connection, id)
+        transfer = _find_transfer(site, id)
         approve(
             site, transfer, open_steward(site.settings.keys, steward, _passphrase(passphrase_file))
         )
@@ -577,11 +584,9 @@ def requests_decline(
     from synthedge_client.donating import decline
     from synthedge_client.keystore import open_steward
     from synthedge_client.site import open_site
-    from synthedge_client.transfers import find_transfer
 
     with open_site(dir) as site:
-        with site.store.read() as connection:
-            transfer = find_transfer(connection, id)
+        transfer = _find_transfer(site, id)
         decline(
             site,
             transfer,

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from synthedge_client import store
 from synthedge_client.site import Site
-from synthedge_client.site_table import SiteTable, load_site_table
+from synthedge_client.site_table import load_site_table
 from synthedge_core.errors import RefusedError, UsageError
 from synthedge_core.grids import NamedGrid, count
 from synthedge_core.holes import Hole, VoxelProfile, find_holes, rank_holes
@@ -84,12 +84,12 @@ class Gap:
         )
 
 
-def list_gaps(site: Site, table: SiteTable | None = None) -> list[Gap]:
+def list_gaps(site: Site) -> list[Gap]:
     """The site's holes, worst first; empty until a profile of the other sites has arrived."""
     profile = _hint(site, "profile", wire.HoleProfile)
     if profile is None:
         return []
-    table = table or load_site_table(site.settings, site.dictionary)
+    table = load_site_table(site.settings, site.dictionary)
     proposals = _hint(site, "proposals", wire.Proposals)
     first = table.first_row_of_patient
     holes: dict[str, list[Hole]] = {}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from synthedge_client import store
 from synthedge_client.received import load_samples
 from synthedge_client.site import Site
-from synthedge_client.site_table import SiteTable, load_site_table
+from synthedge_client.site_table import load_site_table
 from synthedge_core.dictionary import Dictionary
 from synthedge_core.errors import UsageError
 from synthedge_core.frame import Frame
@@ -63,7 +63,9 @@ def fill_site(site: Site, output: Path, seed: int) -> dict[str, Any]:
         from synthedge_core.fill_copula import copula_rows
         from synthedge_core.fill_schema import RowSchema
 
-        near = _neighbourhood(table, received)
+        near = neighbourhood(
+            table.from_own_rows(received), table.values[table.positive], table.dictionary
+        )
         drawn = copula_rows(
             near, len(received), RowSchema.of_features(site.dictionary.features), seed=seed
         )
@@ -98,15 +100,6 @@ def fill_site(site: Site, output: Path, seed: int) -> dict[str, Any]:
             **{k: result[k] for k in ("received", "synthetic")},
         )
     return result
-
-
-def _neighbourhood(table: SiteTable, received: pd.DataFrame) -> FloatArray:
-    """Received rows and the own positives nearest to them, in dictionary units."""
-    values = np.full((len(received), len(table.dictionary.features)), np.nan)
-    for column_map in table.maps:
-        cells = [None if pd.isna(c) else c for c in received[column_map.column].tolist()]
-        values[:, table.dictionary.index(column_map.feature)] = column_map.to_dictionary(cells)
-    return neighbourhood(values, table.values[table.positive], table.dictionary)
 
 
 def neighbourhood(

@@ -106,6 +106,29 @@ class SiteTable:
         columns[self.label_column] = [self.positive_code] * len(values)
         return pd.DataFrame(columns)
 
+    def from_own_rows(self, rows: pd.DataFrame) -> FloatArray:
+        """Rows in the site's own columns, units and codes, back in dictionary units.
+
+        Parameters
+        ----------
+        rows : DataFrame
+            Holds the mapped columns, as `to_own_rows` or the site's file has them.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_features)
+
+        Raises
+        ------
+        TableError
+            If a cell cannot be read.
+        """
+        values = np.full((len(rows), len(self.dictionary.features)), np.nan)
+        for column_map in self.maps:
+            cells = _cells(rows[column_map.column])
+            values[:, self.dictionary.index(column_map.feature)] = column_map.to_dictionary(cells)
+        return values
+
 
 def load_site_table(settings: SiteSettings, dictionary: Dictionary) -> SiteTable:
     """Read and map a site's table.

@@ -59,15 +59,11 @@ def measure(folder: Path, cohort: Cohort, seed: int) -> dict[str, Any]:
 def _filled(folder: Path, dictionary: Dictionary) -> tuple[Samples, Samples]:
     """Received and synthetic rows of a site's filled table, mapped back to the dictionary."""
     filled = read_table(folder / "filled.csv")
-    maps = load_site_table(load_settings(folder), dictionary).maps
+    table = load_site_table(load_settings(folder), dictionary)
 
     def rows(origin: str) -> Samples:
-        chosen = filled[filled["_origin"] == origin]
-        values = np.full((len(chosen), len(dictionary.features)), np.nan)
-        for column_map in maps:
-            cells = [None if pd.isna(c) else c for c in chosen[column_map.column].tolist()]
-            values[:, dictionary.index(column_map.feature)] = column_map.to_dictionary(cells)
-        return Samples(values, np.ones(len(chosen), dtype=np.bool_))
+        values = table.from_own_rows(filled[filled["_origin"] == origin])
+        return Samples(values, np.ones(len(values), dtype=np.bool_))
 
     return rows("received"), rows("synthetic")
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -24,6 +25,7 @@ __all__ = [
     "issue_site_certificate",
     "load_certificate",
     "pem",
+    "requested_key",
     "site_csr",
     "site_of",
 ]
@@ -69,6 +71,25 @@ def site_csr(key: TlsKey, site: str) -> bytes:
     return request.sign(key.private_key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
+def requested_key(request: bytes) -> PublicKeyTypes:
+    """Return the public key of a PKCS#10 request, DER; nothing else in it is believed.
+
+    Raises
+    ------
+    MalformedError
+        If the request does not decode.
+    IdentityError
+        If the requester does not possess the key.
+    """
+    try:
+        parsed = x509.load_der_x509_csr(request)
+    except ValueError:
+        raise MalformedError("the certificate request is no PKCS#10 in DER") from None
+    if not parsed.is_signature_valid:
+        raise IdentityError("the certificate request is not signed by the key it asks for")
+    return parsed.public_key()
+
+
 def issue_site_certificate(
     ca_key: TlsKey,
     ca_certificate: x509.Certificate,
@@ -101,13 +122,7 @@ def issue_site_certificate(
     IdentityError
         If the requester does not possess the key.
     """
-    try:
-        parsed = x509.load_der_x509_csr(request)
-    except ValueError:
-        raise MalformedError("the certificate request is no PKCS#10 in DER") from None
-    if not parsed.is_signature_valid:
-        raise IdentityError("the certificate request is not signed by the key it asks for")
-    public_key = _p256(parsed.public_key())
+    public_key = _p256(requested_key(request))
     uri = _site_uri(check_name("consortium", consortium), check_name("site", site))
     return _issue_leaf(
         ca_key,

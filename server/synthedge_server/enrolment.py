@@ -5,11 +5,11 @@ import hmac
 from dataclasses import dataclass
 from typing import Any
 
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import Connection, Row, insert, or_, select, update
 
+from synthedge_protocols.certificates import requested_key
 from synthedge_protocols.errors import IdentityError, MalformedError
 from synthedge_protocols.framing import join_fields
 from synthedge_protocols.limits import Limits
@@ -108,7 +108,7 @@ class Enrolment:
             request_digest=request_digest,
             keys=keys,
             hpke_statement=request.keys.hpke_key.SerializeToString(),
-            tls_key_digest=_possessed_key(request.certificate_request),
+            tls_key_digest=tls_key_digest(requested_key(request.certificate_request)),
         )
         certificate = await certify_site(self._folder, site, request.certificate_request)
         encoded = certificate.public_bytes(Encoding.DER)
@@ -175,17 +175,6 @@ def _spend(
             f"the enrolment token of site '{site}' has expired; ask the operator for a new one"
         )
     return None
-
-
-def _possessed_key(request: bytes) -> bytes:
-    """Digest of the key of a certificate request that proves possession of it."""
-    try:
-        parsed = x509.load_der_x509_csr(request)
-    except ValueError:
-        raise MalformedError("the certificate request is no PKCS#10 in DER") from None
-    if not parsed.is_signature_valid:
-        raise IdentityError("the certificate request is not signed by the key it asks for")
-    return tls_key_digest(parsed.public_key())
 
 
 def _register(transaction: Transaction, candidate: _Candidate, certificate: bytes) -> bytes:
