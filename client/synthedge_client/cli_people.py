@@ -1,0 +1,97 @@
+"""`synthedge site steward|peers ...`: the people who decide, and the other sites."""
+
+from typing import Annotated
+
+import typer
+
+from synthedge_client.cli_options import (
+    HERE,
+    FolderOption,
+    JsonOption,
+    PassphraseOption,
+    lines,
+    read_passphrase,
+    table,
+)
+from synthedge_client.console import emit
+
+steward_app = typer.Typer(
+    help="The people who decide: each has a key of their own.", no_args_is_help=True
+)
+peers_app = typer.Typer(
+    help="The other sites, and whether their keys were compared.", no_args_is_help=True
+)
+
+
+@steward_app.command("add")
+def steward_add(
+    name: Annotated[str, typer.Argument(help="The steward's name.")],
+    passphrase_file: PassphraseOption = None,
+    dir: FolderOption = HERE,
+    json: JsonOption = False,
+) -> None:
+    """Make a steward's key; nobody else can sign with it, the agent neither."""
+    from synthedge_client.keystore import add_steward
+    from synthedge_client.settings import load_settings
+
+    fingerprint = add_steward(
+        load_settings(dir).keys, name, read_passphrase(passphrase_file, confirm=True)
+    )
+    emit(
+        {"steward": name, "fingerprint": fingerprint},
+        as_json=json,
+        render=lines(f"Steward '{name}' added, key {fingerprint}."),
+    )
+
+
+@steward_app.command("list")
+def steward_list(dir: FolderOption = HERE, json: JsonOption = False) -> None:
+    """Name the stewards."""
+    from synthedge_client.keystore import list_stewards
+    from synthedge_client.settings import load_settings
+
+    stewards = list_stewards(load_settings(dir).keys)
+    emit(stewards, as_json=json, render=table("Stewards", ["steward"], [[s] for s in stewards]))
+
+
+@peers_app.command("list")
+def peers_list(dir: FolderOption = HERE, json: JsonOption = False) -> None:
+    """Name the other sites, with the fingerprints the coordinator shows for them."""
+    from synthedge_client.site import open_site
+
+    with open_site(dir) as site:
+        peers = site.list_peers()
+    emit(
+        peers,
+        as_json=json,
+        render=table(
+            "Peers",
+            ["site", "fingerprint", "verified", ""],
+            [
+                [
+                    p["site"],
+                    p["fingerprint"],
+                    "yes" if p["verified"] else "NO: telephone and compare",
+                    p["problem"],
+                ]
+                for p in peers
+            ],
+        ),
+    )
+
+
+@peers_app.command("verify")
+def peers_verify(
+    peer: Annotated[str, typer.Argument(help="The other site's id.")],
+    fingerprint: Annotated[
+        str, typer.Argument(help="Its fingerprint as you heard it from that site itself.")
+    ],
+    dir: FolderOption = HERE,
+    json: JsonOption = False,
+) -> None:
+    """Confirm that a peer's key is the one it told you outside this system."""
+    from synthedge_client.site import open_site
+
+    with open_site(dir) as site:
+        site.verify_peer(peer, fingerprint)
+    emit({"peer": peer, "verified": True}, as_json=json, render=lines(f"Site '{peer}' verified."))

@@ -1,0 +1,197 @@
+"""`synthedge site requests ...`: requests for samples, made and received."""
+
+from typing import Annotated
+
+import typer
+
+from synthedge_client.cli_options import (
+    HERE,
+    FolderOption,
+    JsonOption,
+    PassphraseOption,
+    StewardOption,
+    lines,
+    read_passphrase,
+    table,
+    transfer_named,
+)
+from synthedge_client.console import emit
+
+app = typer.Typer(help="Requests for samples, made and received.", no_args_is_help=True)
+
+
+@app.command("new")
+def requests_new(
+    gap: Annotated[
+        str, typer.Argument(help="A gap's id from 'gaps list', or a voxel's from 'gaps preview'.")
+    ],
+    rows: Annotated[int, typer.Option(min=1, help="How many samples at the most.")],
+    purpose: Annotated[str, typer.Option(help="Data Use Ontology code, for example DUO:0000007.")],
+    steward: StewardOption,
+    donor: Annotated[
+        str | None, typer.Option(help="Ask this site, instead of the best match not asked yet.")
+    ] = None,
+    passphrase_file: PassphraseOption = None,
+    dir: FolderOption = HERE,
+    json: JsonOption = False,
+) -> None:
+    """Sign a request for samples of a gap's region. The coordinator and the donor learn the region."""
+    from synthedge_client.asking import request
+    from synthedge_client.gaps import choose_region
+    from synthedge_client.keystore import open_steward
+    from synthedge_client.site import open_site
+
+    with open_site(dir) as site:
+        region = choose_region(site, gap, donor)
+        transfer_id = request(
+            site,
+            open_steward(site.settings.keys, steward, read_passphrase(passphrase_file)),
+            donor=region.donor,
+            grid=region.grid,
+            voxel=region.voxel,
+            rows=rows,
+            purpose=purpose,
+        )
+    emit(
+        {
+            "transfer_id": transfer_id.hex(),
+            "donor": region.donor,
+            "region": region.grid.label(region.voxel),
+            "rows": rows,
+            "reason": region.reason,
+        },
+        as_json=json,
+        render=lines(
+            f"Request {transfer_id.hex()[:12]} to '{region.donor}' signed and queued: at most {rows} positives, "
+            f"{region.grid.label(region.voxel)}.",
+            f"Why there: {region.reason}",
+        ),
+    )
+
+
+@app.command("list")
+def requests_list(dir: FolderOption = HERE, json: JsonOption = False) -> None:
+    """List all requests and transfers of this site."""
+    from synthedge_client.site import open_site
+    from synthedge_client.status import describe_transfers
+
+    with open_site(dir) as site:
+        rows = describe_transfers(site)
+    emit(
+        rows,
+        as_json=json,
+        render=table(
+            "Requests and transfers",
+            ["id", "role", "peer", "region", "rows", "state", "waits for, or why"],
+            [
+                [
+                    r["transfer_id"][:12],
+                    r["role"],
+                    r["peer"],
+                    r["region"],
+                    r["rows"],
+                    r["state"],
+                    r["problem"] or r["waits_for"] or r["reason"],
+                ]
+                for r in rows
+            ],
+        ),
+    )
+
+
+@app.command("show")
+def requests_show(
+    id: Annotated[str, typer.Argument(help="The first digits of the id.")],
+    dir: FolderOption = HERE,
+    json: JsonOption = False,
+) -> None:
+    """Show one request: who asks, why, which region and features, how many, and how many patients are eligible."""
+    from synthedge_client.site import open_site
+    from synthedge_client.status import describe_request
+
+    with open_site(dir) as site:
+        details = describe_request(site, id)
+    emit(
+        details,
+        as_json=json,
+        render=table("Request", ["", ""], [[k.replace("_", " "), v] for k, v in details.items()]),
+    )
+
+
+@app.command("prepare")
+def requests_prepare(
+    id: Annotated[str, typer.Argument(help="The first digits of the id.")],
+    dir: FolderOption = HERE,
+    json: JsonOption = False,
+) -> None:
+    """Select rows and show exactly what would leave. Nothing leaves."""
+    from synthedge_client.donating import prepare
+    from synthedge_client.site import open_site
+    from synthedge_protocols.v1.statements_pb2 import Manifest, SampleBatch
+
+    with open_site(dir) as site:
+        transfer = transfer_named(site, id)
+        payload = prepare(site, transfer, "steward")
+    features = list(Manifest.FromString(payload.manifest).features)
+    rows = [list(sample.values) for sample in SampleBatch.FromString(payload.samples).samples]
+    emit(
+        {"transfer_id": transfer.id.hex(), "features": features, "rows": rows},
+        as_json=json,
+        render=table(
+            f"Exactly these {len(rows)} rows would go to '{transfer.peer}' (shown here only)",
+            features,
+            [["" if value != value else f"{value:g}" for value in row] for row in rows],
+        ),
+    )
+
+
+@app.command("approve")
+def requests_approve(
+    id: Annotated[str, typer.Argument(help="The first digits of the id.")],
+    steward: StewardOption,
+    passphrase_file: PassphraseOption = None,
+    dir: FolderOption = HERE,
+    json: JsonOption = False,
+) -> None:
+    """Sign the prepared rows; the agent seals and ships them."""
+    from synthedge_client.donating import approve
+    from synthedge_client.keystore import open_steward
+    from synthedge_client.site import open_site
+
+    with open_site(dir) as site:
+        transfer = transfer_named(site, id)
+        approve(
+            site,
+            transfer,
+            open_steward(site.settings.keys, steward, read_passphrase(passphrase_file)),
+        )
+    emit(
+        {"transfer_id": transfer.id.hex(), "rows": transfer.rows},
+        as_json=json,
+        render=lines(f"Approved: {transfer.rows} rows go sealed to '{transfer.peer}'."),
+    )
+
+
+@app.command("decline")
+def requests_decline(
+    id: Annotated[str, typer.Argument(help="The first digits of the id.")],
+    reason: Annotated[str, typer.Option(help="Goes to the other side; name no patient.")],
+    steward: StewardOption,
+    passphrase_file: PassphraseOption = None,
+    dir: FolderOption = HERE,
+    json: JsonOption = False,
+) -> None:
+    """Decline a request."""
+    from synthedge_client.donating import decline
+    from synthedge_client.keystore import open_steward
+    from synthedge_client.site import open_site
+
+    with open_site(dir) as site:
+        transfer = transfer_named(site, id)
+        decline(
+            site,
+            transfer,
+            open_steward(site.settings.keys, steward, read_passphrase(passphrase_file)),
+            reason,
+        )
+    emit({"transfer_id": transfer.id.hex()}, as_json=json, render=lines("Declined."))
