@@ -85,8 +85,8 @@ class Transition:
     actor : Party
         Who may cause it.
     signed_by : {"steward", "site", "nobody"}
-        Whose key signs the statement that carries it; "nobody" for hints, local steps, time
-        limits, and the key release, which the recipient's TLS certificate authenticates.
+        Whose key signs the statement that carries it; "nobody" for hints, local steps and time
+        limits.
     where : frozenset of Party
         Whose records it moves.
     limit : str or None
@@ -156,7 +156,7 @@ TRANSITIONS: tuple[Transition, ...] = tuple(
         _step("APPROVED", Event.SEAL, State.SEALED, _D, "nobody", _AT_D),
         _step("SEALED", Event.RELAY, State.RELAYED, _D, "site", _AT_D),
         _step("APPROVED", Event.RELAY, State.RELAYED, _D, "site", _AT_RC),
-        _step("RELAYED", Event.DELIVER, State.DELIVERED, _R, "nobody", _AT_RC),
+        _step("RELAYED", Event.DELIVER, State.DELIVERED, _R, "site", _AT_RC),
         _step("DELIVERED", Event.ACCEPT, State.ACTIVE, _R, "site", _AT_RC),
         # SEALED too: the donor may have stopped between its last upload and noting it.
         _step("SEALED RELAYED", Event.ACCEPT, State.ACTIVE, _R, "site", _AT_D),

@@ -75,12 +75,18 @@ class StatementType:
 STATEMENT_TYPES: dict[str, StatementType] = {
     "hpke-key": StatementType(pb.HpkeKey, "site", under_dictionary=False),
     "steward-certificate": StatementType(pb.StewardCertificate, "site", under_dictionary=False),
+    "key-rotation": StatementType(pb.KeyRotation, "site", under_dictionary=False),
+    "renewal": StatementType(pb.Renewal, "site", under_dictionary=False),
     "gap-report": StatementType(pb.GapReport, "steward"),
     "transfer-request": StatementType(pb.TransferRequest, "steward"),
     "approval": StatementType(pb.Approval, "steward"),
     "shipment": StatementType(pb.Shipment, "site"),
+    "key-request": StatementType(pb.ReleaseRequest, "site"),
     "receipt": StatementType(pb.Receipt, "site"),
     "ending": StatementType(pb.Ending, "either"),
+    "withdrawal-notice": StatementType(pb.WithdrawalNotice, "either"),
+    "withdrawal-receipt": StatementType(pb.WithdrawalReceipt, "site"),
+    "site-leaving": StatementType(pb.SiteLeaving, "steward"),
 }
 """Type name to payload class and signer."""
 

@@ -41,6 +41,11 @@ class EnrolmentStub(object):
                 request_serializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.EnrolRequest.SerializeToString,
                 response_deserializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.EnrolResponse.FromString,
                 _registered_method=True)
+        self.RenewExpired = channel.unary_unary(
+                '/synthedge_protocols.v1.Enrolment/RenewExpired',
+                request_serializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.RenewRequest.SerializeToString,
+                response_deserializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.RenewResponse.FromString,
+                _registered_method=True)
 
 
 class EnrolmentServicer(object):
@@ -53,6 +58,13 @@ class EnrolmentServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenewExpired(self, request, context):
+        """A new certificate for an enrolled site whose own has expired; the statement's signature is the proof.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnrolmentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +72,11 @@ def add_EnrolmentServicer_to_server(servicer, server):
                     servicer.Enrol,
                     request_deserializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.EnrolRequest.FromString,
                     response_serializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.EnrolResponse.SerializeToString,
+            ),
+            'RenewExpired': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewExpired,
+                    request_deserializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.RenewRequest.FromString,
+                    response_serializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.RenewResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +107,33 @@ class Enrolment(object):
             '/synthedge_protocols.v1.Enrolment/Enrol',
             synthedge__protocols_dot_v1_dot_coordinator__pb2.EnrolRequest.SerializeToString,
             synthedge__protocols_dot_v1_dot_coordinator__pb2.EnrolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewExpired(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synthedge_protocols.v1.Enrolment/RenewExpired',
+            synthedge__protocols_dot_v1_dot_coordinator__pb2.RenewRequest.SerializeToString,
+            synthedge__protocols_dot_v1_dot_coordinator__pb2.RenewResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -151,6 +195,11 @@ class CoordinatorStub(object):
                 request_serializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.KeyRequest.SerializeToString,
                 response_deserializer=synthedge__protocols_dot_v1_dot_statements__pb2.SignedStatement.FromString,
                 _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/synthedge_protocols.v1.Coordinator/Renew',
+                request_serializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.RenewRequest.SerializeToString,
+                response_deserializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.RenewResponse.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer(object):
@@ -209,6 +258,13 @@ class CoordinatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Renew(self, request, context):
+        """A new certificate for the same TLS key, from half of the old one's life on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -251,6 +307,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.ReleaseKey,
                     request_deserializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.KeyRequest.FromString,
                     response_serializer=synthedge__protocols_dot_v1_dot_statements__pb2.SignedStatement.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.RenewRequest.FromString,
+                    response_serializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.RenewResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -470,6 +531,33 @@ class Coordinator(object):
             '/synthedge_protocols.v1.Coordinator/ReleaseKey',
             synthedge__protocols_dot_v1_dot_coordinator__pb2.KeyRequest.SerializeToString,
             synthedge__protocols_dot_v1_dot_statements__pb2.SignedStatement.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synthedge_protocols.v1.Coordinator/Renew',
+            synthedge__protocols_dot_v1_dot_coordinator__pb2.RenewRequest.SerializeToString,
+            synthedge__protocols_dot_v1_dot_coordinator__pb2.RenewResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,8 @@ class EnrolmentStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EnrolmentAsyncStub: ...
     Enrol: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.EnrolRequest, _coordinator_pb2.EnrolResponse]
+    RenewExpired: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.RenewRequest, _coordinator_pb2.RenewResponse]
+    """A new certificate for an enrolled site whose own has expired; the statement's signature is the proof."""
 
 @_typing.type_check_only
 class EnrolmentAsyncStub(EnrolmentStub):
@@ -42,6 +44,8 @@ class EnrolmentAsyncStub(EnrolmentStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Enrol: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.EnrolRequest, _coordinator_pb2.EnrolResponse]  # type: ignore[assignment]
+    RenewExpired: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.RenewRequest, _coordinator_pb2.RenewResponse]  # type: ignore[assignment]
+    """A new certificate for an enrolled site whose own has expired; the statement's signature is the proof."""
 
 class EnrolmentServicer(metaclass=_abc_1.ABCMeta):
     """Its own port: TLS 1.3 with the coordinator's certificate only, since the caller has none yet."""
@@ -52,6 +56,14 @@ class EnrolmentServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.EnrolRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.EnrolResponse, _abc.Awaitable[_coordinator_pb2.EnrolResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RenewExpired(
+        self,
+        request: _coordinator_pb2.RenewRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.RenewResponse, _abc.Awaitable[_coordinator_pb2.RenewResponse]]:
+        """A new certificate for an enrolled site whose own has expired; the statement's signature is the proof."""
 
 def add_EnrolmentServicer_to_server(servicer: EnrolmentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
@@ -74,6 +86,8 @@ class CoordinatorStub:
     Download: _grpc.UnaryStreamMultiCallable[_coordinator_pb2.DownloadRequest, _coordinator_pb2.DownloadChunk]
     ReleaseKey: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.KeyRequest, _statements_pb2.SignedStatement]
     """The donor's signed Shipment with the sealed key, after a last check that nothing was revoked."""
+    Renew: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.RenewRequest, _coordinator_pb2.RenewResponse]
+    """A new certificate for the same TLS key, from half of the old one's life on."""
 
 @_typing.type_check_only
 class CoordinatorAsyncStub(CoordinatorStub):
@@ -92,6 +106,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     Download: _aio.UnaryStreamMultiCallable[_coordinator_pb2.DownloadRequest, _coordinator_pb2.DownloadChunk]  # type: ignore[assignment]
     ReleaseKey: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.KeyRequest, _statements_pb2.SignedStatement]  # type: ignore[assignment]
     """The donor's signed Shipment with the sealed key, after a last check that nothing was revoked."""
+    Renew: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.RenewRequest, _coordinator_pb2.RenewResponse]  # type: ignore[assignment]
+    """A new certificate for the same TLS key, from half of the old one's life on."""
 
 class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     """TLS 1.3 with client certificates; every call is bound to the certificate's site."""
@@ -155,5 +171,13 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_statements_pb2.SignedStatement, _abc.Awaitable[_statements_pb2.SignedStatement]]:
         """The donor's signed Shipment with the sealed key, after a last check that nothing was revoked."""
+
+    @_abc_1.abstractmethod
+    def Renew(
+        self,
+        request: _coordinator_pb2.RenewRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.RenewResponse, _abc.Awaitable[_coordinator_pb2.RenewResponse]]:
+        """A new certificate for the same TLS key, from half of the old one's life on."""
 
 def add_CoordinatorServicer_to_server(servicer: CoordinatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'synthedge_protocols/v1/statements.proto\x12\x16synthedge_protocols.v1\"\x9b\x01\n\tStatement\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x12\n\nconsortium\x18\x02 \x01(\t\x12\x13\n\x0bsigner_site\x18\x03 \x01(\t\x12\x15\n\rsigner_key_id\x18\x04 \x01(\x0c\x12\x19\n\x11\x64ictionary_digest\x18\x05 \x01(\x0c\x12\x14\n\x0cissued_at_ms\x18\x06 \x01(\x03\x12\x0f\n\x07payload\x18\x07 \x01(\x0c\"u\n\x0fSignedStatement\x12\x11\n\tstatement\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12<\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0b\x32\'.synthedge_protocols.v1.SignedStatement\"Z\n\x07HpkeKey\x12\x0e\n\x06key_id\x18\x01 \x01(\x0c\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x15\n\rnot_before_ms\x18\x03 \x01(\x03\x12\x14\n\x0cnot_after_ms\x18\x04 \x01(\x03\"f\n\x12StewardCertificate\x12\x0f\n\x07steward\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x15\n\rnot_before_ms\x18\x03 \x01(\x03\x12\x14\n\x0cnot_after_ms\x18\x04 \x01(\x03\"q\n\x08SiteKeys\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x1c\n\x14statement_public_key\x18\x02 \x01(\x0c\x12\x39\n\x08hpke_key\x18\x03 \x01(\x0b\x32\'.synthedge_protocols.v1.SignedStatement\"\x9c\x01\n\tGapReport\x12\x12\n\nrelease_id\x18\x01 \x01(\x0c\x12\x12\n\ndisclosure\x18\x02 \x01(\t\x12\x0f\n\x07\x65psilon\x18\x03 \x01(\x01\x12\x11\n\tmin_count\x18\x04 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x03(\t\x12\x31\n\x05grids\x18\x06 \x03(\x0b\x32\".synthedge_protocols.v1.GridReport\"f\n\nGridReport\x12\x0c\n\x04grid\x18\x01 \x01(\t\x12\x15\n\rpositive_rate\x18\x02 \x01(\x01\x12\x33\n\x06voxels\x18\x03 \x03(\x0b\x32#.synthedge_protocols.v1.VoxelReport\"\xa6\x01\n\x0bVoxelReport\x12\r\n\x05index\x18\x01 \x03(\r\x12\x10\n\x08\x63\x65ntroid\x18\x02 \x03(\x01\x12\x11\n\tgap_score\x18\x03 \x01(\x01\x12\x10\n\x08sparsity\x18\x04 \x01(\x01\x12\x15\n\rlabel_entropy\x18\x05 \x01(\x01\x12\x0f\n\x07\x64\x65nsity\x18\x06 \x01(\x01\x12\x15\n\rpositive_rate\x18\x07 \x01(\x01\x12\x12\n\nsuppressed\x18\x08 \x01(\x08\"\xbd\x01\n\x0fTransferRequest\x12\x11\n\trecipient\x18\x01 \x01(\t\x12\r\n\x05\x64onor\x18\x02 \x01(\t\x12\x0c\n\x04grid\x18\x03 \x01(\t\x12\r\n\x05voxel\x18\x04 \x03(\r\x12\x0f\n\x07purpose\x18\x05 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x06 \x03(\t\x12\x0c\n\x04rows\x18\x07 \x01(\r\x12\x16\n\x0eretention_days\x18\x08 \x01(\r\x12\x13\n\x0bhpke_key_id\x18\t \x01(\x0c\x12\r\n\x05nonce\x18\n \x01(\x0c\"b\n\x08\x41pproval\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x16\n\x0erequest_digest\x18\x02 \x01(\x0c\x12\x1b\n\x13manifest_commitment\x18\x03 \x01(\x0c\x12\x0c\n\x04rows\x18\x04 \x01(\r\"\x96\x01\n\x08Shipment\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x14\n\x0c\x65ncapsulated\x18\x02 \x01(\x0c\x12\x15\n\rheader_digest\x18\x03 \x01(\x0c\x12\x19\n\x11\x63iphertext_digest\x18\x04 \x01(\x0c\x12\x18\n\x10\x63iphertext_bytes\x18\x05 \x01(\x04\x12\x13\n\x0binfo_digest\x18\x06 \x01(\x0c\"i\n\x07Receipt\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x19\n\x11\x63iphertext_digest\x18\x02 \x01(\x0c\x12\x0c\n\x04rows\x18\x03 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\"<\n\x06\x45nding\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"~\n\x08Manifest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\r\n\x05\x64onor\x18\x02 \x01(\t\x12\x19\n\x11\x64ictionary_digest\x18\x03 \x01(\x0c\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\t\x12\x0c\n\x04rows\x18\x05 \x01(\r\x12\x13\n\x0brows_digest\x18\x06 \x01(\x0c\">\n\x0bSampleBatch\x12/\n\x07samples\x18\x01 \x03(\x0b\x32\x1e.synthedge_protocols.v1.Sample\"9\n\x06Sample\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x0e\n\x06values\x18\x02 \x03(\x01\x12\x10\n\x08positive\x18\x03 \x01(\x08\"B\n\x0fTransferPayload\x12\x0c\n\x04salt\x18\x01 \x01(\x0c\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x0f\n\x07samples\x18\x03 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'synthedge_protocols/v1/statements.proto\x12\x16synthedge_protocols.v1\"\x9b\x01\n\tStatement\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x12\n\nconsortium\x18\x02 \x01(\t\x12\x13\n\x0bsigner_site\x18\x03 \x01(\t\x12\x15\n\rsigner_key_id\x18\x04 \x01(\x0c\x12\x19\n\x11\x64ictionary_digest\x18\x05 \x01(\x0c\x12\x14\n\x0cissued_at_ms\x18\x06 \x01(\x03\x12\x0f\n\x07payload\x18\x07 \x01(\x0c\"u\n\x0fSignedStatement\x12\x11\n\tstatement\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12<\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0b\x32\'.synthedge_protocols.v1.SignedStatement\"Z\n\x07HpkeKey\x12\x0e\n\x06key_id\x18\x01 \x01(\x0c\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x15\n\rnot_before_ms\x18\x03 \x01(\x03\x12\x14\n\x0cnot_after_ms\x18\x04 \x01(\x03\"f\n\x12StewardCertificate\x12\x0f\n\x07steward\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x15\n\rnot_before_ms\x18\x03 \x01(\x03\x12\x14\n\x0cnot_after_ms\x18\x04 \x01(\x03\"\xad\x01\n\x08SiteKeys\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x1c\n\x14statement_public_key\x18\x02 \x01(\x0c\x12\x39\n\x08hpke_key\x18\x03 \x01(\x0b\x32\'.synthedge_protocols.v1.SignedStatement\x12:\n\trotations\x18\x04 \x03(\x0b\x32\'.synthedge_protocols.v1.SignedStatement\"\x8a\x01\n\x0bKeyRotation\x12 \n\x18new_statement_public_key\x18\x01 \x01(\x0c\x12\r\n\x05proof\x18\x02 \x01(\x0c\x12\x39\n\x08hpke_key\x18\x03 \x01(\x0b\x32\'.synthedge_protocols.v1.SignedStatement\x12\x0f\n\x07steward\x18\x04 \x01(\t\"&\n\x07Renewal\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\x0c\"\x9c\x01\n\tGapReport\x12\x12\n\nrelease_id\x18\x01 \x01(\x0c\x12\x12\n\ndisclosure\x18\x02 \x01(\t\x12\x0f\n\x07\x65psilon\x18\x03 \x01(\x01\x12\x11\n\tmin_count\x18\x04 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x03(\t\x12\x31\n\x05grids\x18\x06 \x03(\x0b\x32\".synthedge_protocols.v1.GridReport\"f\n\nGridReport\x12\x0c\n\x04grid\x18\x01 \x01(\t\x12\x15\n\rpositive_rate\x18\x02 \x01(\x01\x12\x33\n\x06voxels\x18\x03 \x03(\x0b\x32#.synthedge_protocols.v1.VoxelReport\"\xa6\x01\n\x0bVoxelReport\x12\r\n\x05index\x18\x01 \x03(\r\x12\x10\n\x08\x63\x65ntroid\x18\x02 \x03(\x01\x12\x11\n\tgap_score\x18\x03 \x01(\x01\x12\x10\n\x08sparsity\x18\x04 \x01(\x01\x12\x15\n\rlabel_entropy\x18\x05 \x01(\x01\x12\x0f\n\x07\x64\x65nsity\x18\x06 \x01(\x01\x12\x15\n\rpositive_rate\x18\x07 \x01(\x01\x12\x12\n\nsuppressed\x18\x08 \x01(\x08\"\xd3\x01\n\x0fTransferRequest\x12\x11\n\trecipient\x18\x01 \x01(\t\x12\r\n\x05\x64onor\x18\x02 \x01(\t\x12\x0c\n\x04grid\x18\x03 \x01(\t\x12\r\n\x05voxel\x18\x04 \x03(\r\x12\x0f\n\x07purpose\x18\x05 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x06 \x03(\t\x12\x0c\n\x04rows\x18\x07 \x01(\r\x12\x16\n\x0eretention_days\x18\x08 \x01(\r\x12\x13\n\x0bhpke_key_id\x18\t \x01(\x0c\x12\r\n\x05nonce\x18\n \x01(\x0c\x12\x14\n\x0c\x64onor_key_id\x18\x0b \x01(\x0c\"b\n\x08\x41pproval\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x16\n\x0erequest_digest\x18\x02 \x01(\x0c\x12\x1b\n\x13manifest_commitment\x18\x03 \x01(\x0c\x12\x0c\n\x04rows\x18\x04 \x01(\r\"\x96\x01\n\x08Shipment\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x14\n\x0c\x65ncapsulated\x18\x02 \x01(\x0c\x12\x15\n\rheader_digest\x18\x03 \x01(\x0c\x12\x19\n\x11\x63iphertext_digest\x18\x04 \x01(\x0c\x12\x18\n\x10\x63iphertext_bytes\x18\x05 \x01(\x04\x12\x13\n\x0binfo_digest\x18\x06 \x01(\x0c\"%\n\x0eReleaseRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\"i\n\x07Receipt\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x19\n\x11\x63iphertext_digest\x18\x02 \x01(\x0c\x12\x0c\n\x04rows\x18\x03 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\"p\n\x06\x45nding\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x32\n\x06report\x18\x04 \x01(\x0b\x32\".synthedge_protocols.v1.SealedNote\"1\n\nSealedNote\x12\x13\n\x0bhpke_key_id\x18\x01 \x01(\x0c\x12\x0e\n\x06sealed\x18\x02 \x01(\x0c\"l\n\x10WithdrawalNotice\x12\x11\n\tnotice_id\x18\x01 \x01(\x0c\x12\x13\n\x0btransfer_id\x18\x02 \x01(\x0c\x12\x30\n\x04note\x18\x03 \x01(\x0b\x32\".synthedge_protocols.v1.SealedNote\"m\n\x11WithdrawalReceipt\x12\x11\n\tnotice_id\x18\x01 \x01(\x0c\x12\x13\n\x0btransfer_id\x18\x02 \x01(\x0c\x12\x30\n\x04note\x18\x03 \x01(\x0b\x32\".synthedge_protocols.v1.SealedNote\"-\n\x0bSiteLeaving\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"~\n\x08Manifest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\r\n\x05\x64onor\x18\x02 \x01(\t\x12\x19\n\x11\x64ictionary_digest\x18\x03 \x01(\x0c\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\t\x12\x0c\n\x04rows\x18\x05 \x01(\r\x12\x13\n\x0brows_digest\x18\x06 \x01(\x0c\">\n\x0bSampleBatch\x12/\n\x07samples\x18\x01 \x03(\x0b\x32\x1e.synthedge_protocols.v1.Sample\"9\n\x06Sample\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x0e\n\x06values\x18\x02 \x03(\x01\x12\x10\n\x08positive\x18\x03 \x01(\x08\"B\n\x0fTransferPayload\x12\x0c\n\x04salt\x18\x01 \x01(\x0c\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x0f\n\x07samples\x18\x03 \x01(\x0c\"T\n\x0eWithdrawalBody\x12\x32\n\x04rows\x18\x01 \x03(\x0b\x32$.synthedge_protocols.v1.WithdrawnRow\x12\x0e\n\x06reason\x18\x02 \x01(\t\"=\n\x0cWithdrawnRow\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x0e\n\x06values\x18\x03 \x03(\x01\"\x83\x01\n\x0bPurgeReport\x12\x13\n\x0brows_purged\x18\x01 \x01(\r\x12\x16\n\x0erows_corrected\x18\x02 \x01(\r\x12\x15\n\rrows_not_held\x18\x03 \x01(\r\x12\x30\n\x06\x63opies\x18\x04 \x03(\x0b\x32 .synthedge_protocols.v1.HeldCopy\"j\n\x08HeldCopy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x15\n\rwritten_at_ms\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\x12\x0c\n\x04rows\x18\x05 \x01(\r\x12\r\n\x05state\x18\x06 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,30 +39,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HPKEKEY']._serialized_end=434
   _globals['_STEWARDCERTIFICATE']._serialized_start=436
   _globals['_STEWARDCERTIFICATE']._serialized_end=538
-  _globals['_SITEKEYS']._serialized_start=540
-  _globals['_SITEKEYS']._serialized_end=653
-  _globals['_GAPREPORT']._serialized_start=656
-  _globals['_GAPREPORT']._serialized_end=812
-  _globals['_GRIDREPORT']._serialized_start=814
-  _globals['_GRIDREPORT']._serialized_end=916
-  _globals['_VOXELREPORT']._serialized_start=919
-  _globals['_VOXELREPORT']._serialized_end=1085
-  _globals['_TRANSFERREQUEST']._serialized_start=1088
-  _globals['_TRANSFERREQUEST']._serialized_end=1277
-  _globals['_APPROVAL']._serialized_start=1279
-  _globals['_APPROVAL']._serialized_end=1377
-  _globals['_SHIPMENT']._serialized_start=1380
-  _globals['_SHIPMENT']._serialized_end=1530
-  _globals['_RECEIPT']._serialized_start=1532
-  _globals['_RECEIPT']._serialized_end=1637
-  _globals['_ENDING']._serialized_start=1639
-  _globals['_ENDING']._serialized_end=1699
-  _globals['_MANIFEST']._serialized_start=1701
-  _globals['_MANIFEST']._serialized_end=1827
-  _globals['_SAMPLEBATCH']._serialized_start=1829
-  _globals['_SAMPLEBATCH']._serialized_end=1891
-  _globals['_SAMPLE']._serialized_start=1893
-  _globals['_SAMPLE']._serialized_end=1950
-  _globals['_TRANSFERPAYLOAD']._serialized_start=1952
-  _globals['_TRANSFERPAYLOAD']._serialized_end=2018
+  _globals['_SITEKEYS']._serialized_start=541
+  _globals['_SITEKEYS']._serialized_end=714
+  _globals['_KEYROTATION']._serialized_start=717
+  _globals['_KEYROTATION']._serialized_end=855
+  _globals['_RENEWAL']._serialized_start=857
+  _globals['_RENEWAL']._serialized_end=895
+  _globals['_GAPREPORT']._serialized_start=898
+  _globals['_GAPREPORT']._serialized_end=1054
+  _globals['_GRIDREPORT']._serialized_start=1056
+  _globals['_GRIDREPORT']._serialized_end=1158
+  _globals['_VOXELREPORT']._serialized_start=1161
+  _globals['_VOXELREPORT']._serialized_end=1327
+  _globals['_TRANSFERREQUEST']._serialized_start=1330
+  _globals['_TRANSFERREQUEST']._serialized_end=1541
+  _globals['_APPROVAL']._serialized_start=1543
+  _globals['_APPROVAL']._serialized_end=1641
+  _globals['_SHIPMENT']._serialized_start=1644
+  _globals['_SHIPMENT']._serialized_end=1794
+  _globals['_RELEASEREQUEST']._serialized_start=1796
+  _globals['_RELEASEREQUEST']._serialized_end=1833
+  _globals['_RECEIPT']._serialized_start=1835
+  _globals['_RECEIPT']._serialized_end=1940
+  _globals['_ENDING']._serialized_start=1942
+  _globals['_ENDING']._serialized_end=2054
+  _globals['_SEALEDNOTE']._serialized_start=2056
+  _globals['_SEALEDNOTE']._serialized_end=2105
+  _globals['_WITHDRAWALNOTICE']._serialized_start=2107
+  _globals['_WITHDRAWALNOTICE']._serialized_end=2215
+  _globals['_WITHDRAWALRECEIPT']._serialized_start=2217
+  _globals['_WITHDRAWALRECEIPT']._serialized_end=2326
+  _globals['_SITELEAVING']._serialized_start=2328
+  _globals['_SITELEAVING']._serialized_end=2373
+  _globals['_MANIFEST']._serialized_start=2375
+  _globals['_MANIFEST']._serialized_end=2501
+  _globals['_SAMPLEBATCH']._serialized_start=2503
+  _globals['_SAMPLEBATCH']._serialized_end=2565
+  _globals['_SAMPLE']._serialized_start=2567
+  _globals['_SAMPLE']._serialized_end=2624
+  _globals['_TRANSFERPAYLOAD']._serialized_start=2626
+  _globals['_TRANSFERPAYLOAD']._serialized_end=2692
+  _globals['_WITHDRAWALBODY']._serialized_start=2694
+  _globals['_WITHDRAWALBODY']._serialized_end=2778
+  _globals['_WITHDRAWNROW']._serialized_start=2780
+  _globals['_WITHDRAWNROW']._serialized_end=2841
+  _globals['_PURGEREPORT']._serialized_start=2844
+  _globals['_PURGEREPORT']._serialized_end=2975
+  _globals['_HELDCOPY']._serialized_start=2977
+  _globals['_HELDCOPY']._serialized_end=3083
 # @@protoc_insertion_point(module_scope)

@@ -166,25 +166,89 @@ class SiteKeys(_message.Message):
     SITE_FIELD_NUMBER: _builtins.int
     STATEMENT_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     HPKE_KEY_FIELD_NUMBER: _builtins.int
+    ROTATIONS_FIELD_NUMBER: _builtins.int
     site: _builtins.str
     statement_public_key: _builtins.bytes
     """raw Ed25519"""
     @_builtins.property
     def hpke_key(self) -> Global___SignedStatement: ...
+    @_builtins.property
+    def rotations(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedStatement]:
+        """type "key-rotation", oldest first: from the first key to this one"""
+
     def __init__(
         self,
         *,
         site: _builtins.str = ...,
         statement_public_key: _builtins.bytes = ...,
         hpke_key: Global___SignedStatement | None = ...,
+        rotations: _abc.Iterable[Global___SignedStatement] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hpke_key", b"hpke_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hpke_key", b"hpke_key", "site", b"site", "statement_public_key", b"statement_public_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hpke_key", b"hpke_key", "rotations", b"rotations", "site", b"site", "statement_public_key", b"statement_public_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SiteKeys: _TypeAlias = SiteKeys  # noqa: Y015
+
+@_typing.final
+class KeyRotation(_message.Message):
+    """type "key-rotation", signed by the site's old statement key"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEW_STATEMENT_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    HPKE_KEY_FIELD_NUMBER: _builtins.int
+    STEWARD_FIELD_NUMBER: _builtins.int
+    new_statement_public_key: _builtins.bytes
+    """raw Ed25519; the old one again if only the HPKE key changes"""
+    proof: _builtins.bytes
+    """Ed25519 by the new key over "synthedge/v1/key-rotation\\0" + consortium, site, old and new key, each behind its length."""
+    steward: _builtins.str
+    """who ordered it"""
+    @_builtins.property
+    def hpke_key(self) -> Global___SignedStatement:
+        """a new HPKE key, signed by the new statement key"""
+
+    def __init__(
+        self,
+        *,
+        new_statement_public_key: _builtins.bytes = ...,
+        proof: _builtins.bytes = ...,
+        hpke_key: Global___SignedStatement | None = ...,
+        steward: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hpke_key", b"hpke_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hpke_key", b"hpke_key", "new_statement_public_key", b"new_statement_public_key", "proof", b"proof", "steward", b"steward"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyRotation: _TypeAlias = KeyRotation  # noqa: Y015
+
+@_typing.final
+class Renewal(_message.Message):
+    """type "renewal", signed by the site's statement key"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_REQUEST_FIELD_NUMBER: _builtins.int
+    certificate_request: _builtins.bytes
+    """PKCS#10, DER: proves possession; only its public key is used"""
+    def __init__(
+        self,
+        *,
+        certificate_request: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_request", b"certificate_request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Renewal: _TypeAlias = Renewal  # noqa: Y015
 
 @_typing.final
 class GapReport(_message.Message):
@@ -333,6 +397,7 @@ class TransferRequest(_message.Message):
     RETENTION_DAYS_FIELD_NUMBER: _builtins.int
     HPKE_KEY_ID_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
+    DONOR_KEY_ID_FIELD_NUMBER: _builtins.int
     recipient: _builtins.str
     donor: _builtins.str
     grid: _builtins.str
@@ -344,6 +409,8 @@ class TransferRequest(_message.Message):
     """of the recipient"""
     nonce: _builtins.bytes
     """32 random bytes; transfer id = SHA-256 of this serialised message"""
+    donor_key_id: _builtins.bytes
+    """of the donor's statement key as the recipient pinned it; the transfer finishes under it"""
     @_builtins.property
     def voxel(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -363,10 +430,11 @@ class TransferRequest(_message.Message):
         retention_days: _builtins.int = ...,
         hpke_key_id: _builtins.bytes = ...,
         nonce: _builtins.bytes = ...,
+        donor_key_id: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["donor", b"donor", "features", b"features", "grid", b"grid", "hpke_key_id", b"hpke_key_id", "nonce", b"nonce", "purpose", b"purpose", "recipient", b"recipient", "retention_days", b"retention_days", "rows", b"rows", "voxel", b"voxel"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["donor", b"donor", "donor_key_id", b"donor_key_id", "features", b"features", "grid", b"grid", "hpke_key_id", b"hpke_key_id", "nonce", b"nonce", "purpose", b"purpose", "recipient", b"recipient", "retention_days", b"retention_days", "rows", b"rows", "voxel", b"voxel"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -445,6 +513,27 @@ class Shipment(_message.Message):
 Global___Shipment: _TypeAlias = Shipment  # noqa: Y015
 
 @_typing.final
+class ReleaseRequest(_message.Message):
+    """type "key-request", signed by the recipient site"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
+    transfer_id: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        transfer_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transfer_id", b"transfer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseRequest: _TypeAlias = ReleaseRequest  # noqa: Y015
+
+@_typing.final
 class Receipt(_message.Message):
     """type "receipt", signed by the recipient site"""
 
@@ -488,24 +577,148 @@ class Ending(_message.Message):
     TRANSFER_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
     transfer_id: _builtins.bytes
     state: _builtins.str
     """DECLINED, CANCELLED, REVOKED, PURGED; EXPIRED is the coordinator's to say"""
     reason: _builtins.str
+    @_builtins.property
+    def report(self) -> Global___SealedNote:
+        """PURGED only: a PurgeReport for the donor"""
+
     def __init__(
         self,
         *,
         transfer_id: _builtins.bytes = ...,
         state: _builtins.str = ...,
         reason: _builtins.str = ...,
+        report: Global___SealedNote | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "state", b"state", "transfer_id", b"transfer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "report", b"report", "state", b"state", "transfer_id", b"transfer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Ending: _TypeAlias = Ending  # noqa: Y015
+
+@_typing.final
+class SealedNote(_message.Message):
+    """---- withdrawals ----------------------------------------------------------------------------
+
+    a short message of one site to another, through the coordinator
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HPKE_KEY_ID_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
+    hpke_key_id: _builtins.bytes
+    """whose key it is sealed to"""
+    sealed: _builtins.bytes
+    """HPKE encapsulation and ciphertext; padded, see sealed_notes.py"""
+    def __init__(
+        self,
+        *,
+        hpke_key_id: _builtins.bytes = ...,
+        sealed: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hpke_key_id", b"hpke_key_id", "sealed", b"sealed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealedNote: _TypeAlias = SealedNote  # noqa: Y015
+
+@_typing.final
+class WithdrawalNotice(_message.Message):
+    """type "withdrawal-notice", signed by the donor: its site, or a steward"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOTICE_ID_FIELD_NUMBER: _builtins.int
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    notice_id: _builtins.bytes
+    """16 random bytes; the same notice may come again and again"""
+    transfer_id: _builtins.bytes
+    @_builtins.property
+    def note(self) -> Global___SealedNote:
+        """a WithdrawalBody; its length follows from the request alone"""
+
+    def __init__(
+        self,
+        *,
+        notice_id: _builtins.bytes = ...,
+        transfer_id: _builtins.bytes = ...,
+        note: Global___SealedNote | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["note", b"note"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["note", b"note", "notice_id", b"notice_id", "transfer_id", b"transfer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WithdrawalNotice: _TypeAlias = WithdrawalNotice  # noqa: Y015
+
+@_typing.final
+class WithdrawalReceipt(_message.Message):
+    """type "withdrawal-receipt", signed by the recipient site"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOTICE_ID_FIELD_NUMBER: _builtins.int
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    notice_id: _builtins.bytes
+    transfer_id: _builtins.bytes
+    @_builtins.property
+    def note(self) -> Global___SealedNote:
+        """a PurgeReport"""
+
+    def __init__(
+        self,
+        *,
+        notice_id: _builtins.bytes = ...,
+        transfer_id: _builtins.bytes = ...,
+        note: Global___SealedNote | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["note", b"note"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["note", b"note", "notice_id", b"notice_id", "transfer_id", b"transfer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WithdrawalReceipt: _TypeAlias = WithdrawalReceipt  # noqa: Y015
+
+@_typing.final
+class SiteLeaving(_message.Message):
+    """---- leaving --------------------------------------------------------------------------------
+
+    type "site-leaving", signed by the site's steward
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    action: _builtins.str
+    """"suspend", "resume" or "leave" """
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        action: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SiteLeaving: _TypeAlias = SiteLeaving  # noqa: Y015
 
 @_typing.final
 class Manifest(_message.Message):
@@ -621,3 +834,126 @@ class TransferPayload(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TransferPayload: _TypeAlias = TransferPayload  # noqa: Y015
+
+@_typing.final
+class WithdrawalBody(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___WithdrawnRow]: ...
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___WithdrawnRow] | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WithdrawalBody: _TypeAlias = WithdrawalBody  # noqa: Y015
+
+@_typing.final
+class WithdrawnRow(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    token: _builtins.bytes
+    action: _builtins.str
+    """"purge" or "correct" """
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """correct only: as Sample.values"""
+
+    def __init__(
+        self,
+        *,
+        token: _builtins.bytes = ...,
+        action: _builtins.str = ...,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "token", b"token", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WithdrawnRow: _TypeAlias = WithdrawnRow  # noqa: Y015
+
+@_typing.final
+class PurgeReport(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_PURGED_FIELD_NUMBER: _builtins.int
+    ROWS_CORRECTED_FIELD_NUMBER: _builtins.int
+    ROWS_NOT_HELD_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
+    rows_purged: _builtins.int
+    rows_corrected: _builtins.int
+    rows_not_held: _builtins.int
+    """deleted before, or never taken in"""
+    @_builtins.property
+    def copies(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldCopy]:
+        """files written earlier that hold such rows"""
+
+    def __init__(
+        self,
+        *,
+        rows_purged: _builtins.int = ...,
+        rows_corrected: _builtins.int = ...,
+        rows_not_held: _builtins.int = ...,
+        copies: _abc.Iterable[Global___HeldCopy] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "rows_corrected", b"rows_corrected", "rows_not_held", b"rows_not_held", "rows_purged", b"rows_purged"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeReport: _TypeAlias = PurgeReport  # noqa: Y015
+
+@_typing.final
+class HeldCopy(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    WRITTEN_AT_MS_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """file name"""
+    kind: _builtins.str
+    """what wrote it, e.g. "fill" """
+    written_at_ms: _builtins.int
+    sha256: _builtins.bytes
+    """of the file when it was written"""
+    rows: _builtins.int
+    """how many of these rows went into it"""
+    state: _builtins.str
+    """"there", "changed" or "gone" when the report was made"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        written_at_ms: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+        rows: _builtins.int = ...,
+        state: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name", "rows", b"rows", "sha256", b"sha256", "state", b"state", "written_at_ms", b"written_at_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldCopy: _TypeAlias = HeldCopy  # noqa: Y015
