@@ -219,7 +219,10 @@ def _read_policy(reader: TableReader | None) -> Policy | None:
     min_sites = reader.integer("min_sites", required=True, at_least=3, at_most=100_000)
     similarity = reader.number("similarity", required=True, above=0.0, at_most=1.0)
     rows = reader.integer("rows_per_transfer", required=True, at_least=1, at_most=100_000)
-    hours = ("proposed_h", "requested_h", "prepared_h", "approved_h", "sealed_h", "delivered_h")
+    hours = (
+        *("proposed_h", "requested_h", "prepared_h", "approved_h", "sealed_h", "delivered_h"),
+        *("withdrawal_h", "inbox_max_age_h", "silent_h"),
+    )
     optional: dict[str, Any] = {
         key: reader.number(key, above=0.0, at_most=87_600.0) for key in hours
     }

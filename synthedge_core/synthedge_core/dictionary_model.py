@@ -140,6 +140,9 @@ class Policy:
     approved_h: float = 72.0
     sealed_h: float = 72.0
     delivered_h: float = 168.0
+    withdrawal_h: float = 72.0
+    inbox_max_age_h: float = 168.0
+    silent_h: float = 720.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
