@@ -11,6 +11,10 @@ WITNESS = StatementKey.from_seed(bytes(range(1, 33)))
 HEAD = Checkpoint("heart/coordinator", 7, bytes(range(32)))
 
 
+def read(note: str) -> Checkpoint:
+    return SignedCheckpoint.parse(note).verify(KEY.public_bytes, "heart/coordinator")
+
+
 def test_a_head_reads_as_c2sp_writes_it() -> None:
     lines = HEAD.sign(KEY).note.split("\n")
     assert lines[:4] == [
@@ -36,8 +40,7 @@ def test_every_changed_character_of_a_note_is_found() -> None:
     for i, character in enumerate(note):
         for other in {"A", "B", "=", "\n", chr(ord(character) ^ 1)} - {character}:
             with pytest.raises((MalformedError, VerificationError)):
-                bent = SignedCheckpoint.parse(note[:i] + other + note[i + 1 :])
-                bent.verify(KEY.public_bytes, "heart/coordinator")
+                read(note[:i] + other + note[i + 1 :])
 
 
 def test_a_head_of_another_log_or_key_is_refused() -> None:
