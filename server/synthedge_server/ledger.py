@@ -48,10 +48,8 @@ class Transaction:
 
     def record(self, actor: str, action: str, subject: str, detail: str = "") -> None:
         """Add one audit event: who did what to what."""
-        self.connection.execute(
-            insert(store.events).values(
-                at_ms=self.now_ms, actor=actor, action=action, subject=subject, detail=detail
-            )
+        store.event_log.append(
+            self.connection, self.now_ms, actor=actor, action=action, subject=subject, detail=detail
         )
 
     def post(self, site: str, message: wire.InboxMessage) -> None:
@@ -139,7 +137,7 @@ class Ledger:
             transactions.append(Transaction(connection, self.clock()))
             return change(transactions[0])
 
-        result = await asyncio.wrap_future(self._writer.submit(apply))
+        result = await self._writer.write(apply)
         (transaction,) = transactions
         for site in transaction.woken:
             self.wake(site)

@@ -1,3 +1,4 @@
+import asyncio
 import signal
 import stat
 import subprocess
@@ -167,6 +168,47 @@ def test_a_cancelled_function_does_not_run(engine: Engine, writer: Writer) -> No
         assert cancelled.cancel()
     assert kept.result(10) == 2
     assert stored(engine) == {2}
+
+
+async def test_callers_on_an_event_loop_get_results_and_errors(
+    engine: Engine, writer: Writer
+) -> None:
+    answers = await asyncio.gather(
+        *(writer.write(insert(n)) for n in (1, 2, 1, 3)), return_exceptions=True
+    )
+    assert answers[:2] == [1, 2]
+    assert isinstance(answers[2], IntegrityError)
+    assert answers[3] == 3
+    assert stored(engine) == {1, 2, 3}
+    writer.close()
+    with pytest.raises(UnavailableError, match="closed"):
+        await writer.write(insert(4))
+
+
+async def test_a_caller_that_goes_away_stops_neither_its_change_nor_the_writer(
+    engine: Engine, writer: Writer
+) -> None:
+    with held_back(writer):
+        leaving = asyncio.create_task(writer.write(insert(1)))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+    assert await writer.write(insert(2)) == 2
+    assert stored(engine) == {1, 2}
+
+
+def test_an_event_loop_that_was_closed_does_not_stop_the_writer(
+    engine: Engine, writer: Writer
+) -> None:
+    async def leave() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(writer.write(insert(1)), 0.01)
+
+    with held_back(writer):
+        asyncio.run(leave())
+    assert writer.submit(insert(2)).result(10) == 2
+    assert stored(engine) == {1, 2}
 
 
 def test_a_reader_does_not_wait_for_the_writer(engine: Engine, writer: Writer) -> None:
