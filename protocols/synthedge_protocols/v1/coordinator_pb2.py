@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from synthedge_protocols.v1 import statements_pb2 as synthedge__protocols_dot_v1_dot_statements__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(synthedge_protocols/v1/coordinator.proto\x12\x16synthedge_protocols.v1\x1a\'synthedge_protocols/v1/statements.proto\"\x7f\n\x0c\x45nrolRequest\x12\x14\n\x0ctoken_secret\x18\x01 \x01(\x0c\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x1b\n\x13\x63\x65rtificate_request\x18\x03 \x01(\x0c\x12.\n\x04keys\x18\x04 \x01(\x0b\x32 .synthedge_protocols.v1.SiteKeys\"x\n\rEnrolResponse\x12\x12\n\nconsortium\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12>\n\ndictionary\x18\x03 \x01(\x0b\x32*.synthedge_protocols.v1.DictionaryDocument\"A\n\rSubmitReceipt\x12\x18\n\x10statement_digest\x18\x01 \x01(\x0c\x12\x16\n\x0ereceived_at_ms\x18\x02 \x01(\x03\"-\n\x0cInboxRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\"\xc3\x03\n\x0cInboxMessage\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12<\n\tstatement\x18\x02 \x01(\x0b\x32\'.synthedge_protocols.v1.SignedStatementH\x00\x12\x36\n\x07profile\x18\x03 \x01(\x0b\x32#.synthedge_protocols.v1.HoleProfileH\x00\x12\x36\n\tproposals\x18\x04 \x01(\x0b\x32!.synthedge_protocols.v1.ProposalsH\x00\x12:\n\x08shipment\x18\x05 \x01(\x0b\x32&.synthedge_protocols.v1.ShipmentNoticeH\x00\x12\x36\n\x05\x65nded\x18\x06 \x01(\x0b\x32%.synthedge_protocols.v1.TransferEndedH\x00\x12=\n\nwithdrawal\x18\n \x01(\x0b\x32\'.synthedge_protocols.v1.SignedStatementH\x00\x12\x38\n\x08standing\x18\x0b \x01(\x0b\x32$.synthedge_protocols.v1.SiteStandingH\x00\x42\x06\n\x04\x62ody\">\n\x0cSiteStanding\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x10\n\x08standing\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\\\n\x0bHoleProfile\x12\x19\n\x11\x64ictionary_digest\x18\x01 \x01(\x0c\x12\x32\n\x05grids\x18\x02 \x03(\x0b\x32#.synthedge_protocols.v1.GridProfile\"b\n\x0bGridProfile\x12\x0c\n\x04grid\x18\x01 \x01(\t\x12\x0f\n\x07n_sites\x18\x02 \x01(\r\x12\x34\n\x06voxels\x18\x03 \x03(\x0b\x32$.synthedge_protocols.v1.VoxelProfile\"}\n\x0cVoxelProfile\x12\x16\n\x0epositive_share\x18\x01 \x01(\x01\x12\x1a\n\x12positive_share_var\x18\x02 \x01(\x01\x12\x12\n\nodds_ratio\x18\x03 \x01(\x01\x12\x16\n\x0eodds_ratio_var\x18\x04 \x01(\x01\x12\r\n\x05known\x18\x05 \x01(\x08\"[\n\tProposals\x12\x19\n\x11\x64ictionary_digest\x18\x01 \x01(\x0c\x12\x33\n\tproposals\x18\x02 \x03(\x0b\x32 .synthedge_protocols.v1.Proposal\"}\n\x08Proposal\x12\x0c\n\x04grid\x18\x01 \x01(\t\x12\r\n\x05voxel\x18\x02 \x03(\r\x12\r\n\x05\x64onor\x18\x03 \x01(\t\x12\x13\n\x0b\x64onor_voxel\x18\x04 \x03(\r\x12\x12\n\nsimilarity\x18\x05 \x01(\x01\x12\x0c\n\x04rank\x18\x06 \x01(\r\x12\x0e\n\x06reason\x18\x07 \x01(\t\"?\n\x0eShipmentNotice\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x18\n\x10\x63iphertext_bytes\x18\x02 \x01(\x04\"C\n\rTransferEnded\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x12\n\x10\x44irectoryRequest\"<\n\tDirectory\x12/\n\x05sites\x18\x01 \x03(\x0b\x32 .synthedge_protocols.v1.SiteKeys\"#\n\x11\x44ictionaryRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\"2\n\x12\x44ictionaryDocument\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04toml\x18\x02 \x01(\t\"\"\n\x0bUploadQuery\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\"8\n\x0eUploadProgress\x12\x14\n\x0cstored_bytes\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"@\n\x0bUploadChunk\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"6\n\x0f\x44ownloadRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"-\n\rDownloadChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"[\n\nKeyRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x38\n\x07request\x18\x02 \x01(\x0b\x32\'.synthedge_protocols.v1.SignedStatement\"H\n\x0cRenewRequest\x12\x38\n\x07request\x18\x01 \x01(\x0b\x32\'.synthedge_protocols.v1.SignedStatement\"$\n\rRenewResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x32\xbe\x01\n\tEnrolment\x12T\n\x05\x45nrol\x12$.synthedge_protocols.v1.EnrolRequest\x1a%.synthedge_protocols.v1.EnrolResponse\x12[\n\x0cRenewExpired\x12$.synthedge_protocols.v1.RenewRequest\x1a%.synthedge_protocols.v1.RenewResponse2\xc5\x06\n\x0b\x43oordinator\x12X\n\x06Submit\x12\'.synthedge_protocols.v1.SignedStatement\x1a%.synthedge_protocols.v1.SubmitReceipt\x12U\n\x05Inbox\x12$.synthedge_protocols.v1.InboxRequest\x1a$.synthedge_protocols.v1.InboxMessage0\x01\x12[\n\x0cGetDirectory\x12(.synthedge_protocols.v1.DirectoryRequest\x1a!.synthedge_protocols.v1.Directory\x12\x66\n\rGetDictionary\x12).synthedge_protocols.v1.DictionaryRequest\x1a*.synthedge_protocols.v1.DictionaryDocument\x12X\n\tGetUpload\x12#.synthedge_protocols.v1.UploadQuery\x1a&.synthedge_protocols.v1.UploadProgress\x12W\n\x06Upload\x12#.synthedge_protocols.v1.UploadChunk\x1a&.synthedge_protocols.v1.UploadProgress(\x01\x12\\\n\x08\x44ownload\x12\'.synthedge_protocols.v1.DownloadRequest\x1a%.synthedge_protocols.v1.DownloadChunk0\x01\x12Y\n\nReleaseKey\x12\".synthedge_protocols.v1.KeyRequest\x1a\'.synthedge_protocols.v1.SignedStatement\x12T\n\x05Renew\x12$.synthedge_protocols.v1.RenewRequest\x1a%.synthedge_protocols.v1.RenewResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(synthedge_protocols/v1/coordinator.proto\x12\x16synthedge_protocols.v1\x1a\'synthedge_protocols/v1/statements.proto\"\x7f\n\x0c\x45nrolRequest\x12\x14\n\x0ctoken_secret\x18\x01 \x01(\x0c\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x1b\n\x13\x63\x65rtificate_request\x18\x03 \x01(\x0c\x12.\n\x04keys\x18\x04 \x01(\x0b\x32 .synthedge_protocols.v1.SiteKeys\"x\n\rEnrolResponse\x12\x12\n\nconsortium\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12>\n\ndictionary\x18\x03 \x01(\x0b\x32*.synthedge_protocols.v1.DictionaryDocument\"A\n\rSubmitReceipt\x12\x18\n\x10statement_digest\x18\x01 \x01(\x0c\x12\x16\n\x0ereceived_at_ms\x18\x02 \x01(\x03\"-\n\x0cInboxRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\"\xc3\x03\n\x0cInboxMessage\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12<\n\tstatement\x18\x02 \x01(\x0b\x32\'.synthedge_protocols.v1.SignedStatementH\x00\x12\x36\n\x07profile\x18\x03 \x01(\x0b\x32#.synthedge_protocols.v1.HoleProfileH\x00\x12\x36\n\tproposals\x18\x04 \x01(\x0b\x32!.synthedge_protocols.v1.ProposalsH\x00\x12:\n\x08shipment\x18\x05 \x01(\x0b\x32&.synthedge_protocols.v1.ShipmentNoticeH\x00\x12\x36\n\x05\x65nded\x18\x06 \x01(\x0b\x32%.synthedge_protocols.v1.TransferEndedH\x00\x12=\n\nwithdrawal\x18\n \x01(\x0b\x32\'.synthedge_protocols.v1.SignedStatementH\x00\x12\x38\n\x08standing\x18\x0b \x01(\x0b\x32$.synthedge_protocols.v1.SiteStandingH\x00\x42\x06\n\x04\x62ody\">\n\x0cSiteStanding\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x10\n\x08standing\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\\\n\x0bHoleProfile\x12\x19\n\x11\x64ictionary_digest\x18\x01 \x01(\x0c\x12\x32\n\x05grids\x18\x02 \x03(\x0b\x32#.synthedge_protocols.v1.GridProfile\"b\n\x0bGridProfile\x12\x0c\n\x04grid\x18\x01 \x01(\t\x12\x0f\n\x07n_sites\x18\x02 \x01(\r\x12\x34\n\x06voxels\x18\x03 \x03(\x0b\x32$.synthedge_protocols.v1.VoxelProfile\"\xc7\x01\n\x0cVoxelProfile\x12\x16\n\x0epositive_share\x18\x01 \x01(\x01\x12\x1a\n\x12positive_share_var\x18\x02 \x01(\x01\x12\x12\n\nodds_ratio\x18\x03 \x01(\x01\x12\x16\n\x0eodds_ratio_var\x18\x04 \x01(\x01\x12\r\n\x05known\x18\x05 \x01(\x08\x12\x15\n\rpatient_share\x18\x06 \x01(\x01\x12\x19\n\x11patient_share_var\x18\x07 \x01(\x01\x12\x16\n\x0epatients_known\x18\x08 \x01(\x08\"[\n\tProposals\x12\x19\n\x11\x64ictionary_digest\x18\x01 \x01(\x0c\x12\x33\n\tproposals\x18\x02 \x03(\x0b\x32 .synthedge_protocols.v1.Proposal\"}\n\x08Proposal\x12\x0c\n\x04grid\x18\x01 \x01(\t\x12\r\n\x05voxel\x18\x02 \x03(\r\x12\r\n\x05\x64onor\x18\x03 \x01(\t\x12\x13\n\x0b\x64onor_voxel\x18\x04 \x03(\r\x12\x12\n\nsimilarity\x18\x05 \x01(\x01\x12\x0c\n\x04rank\x18\x06 \x01(\r\x12\x0e\n\x06reason\x18\x07 \x01(\t\"?\n\x0eShipmentNotice\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x18\n\x10\x63iphertext_bytes\x18\x02 \x01(\x04\"C\n\rTransferEnded\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x12\n\x10\x44irectoryRequest\"<\n\tDirectory\x12/\n\x05sites\x18\x01 \x03(\x0b\x32 .synthedge_protocols.v1.SiteKeys\"#\n\x11\x44ictionaryRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\"2\n\x12\x44ictionaryDocument\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04toml\x18\x02 \x01(\t\"\"\n\x0bUploadQuery\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\"8\n\x0eUploadProgress\x12\x14\n\x0cstored_bytes\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"@\n\x0bUploadChunk\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"6\n\x0f\x44ownloadRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"-\n\rDownloadChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"[\n\nKeyRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\x0c\x12\x38\n\x07request\x18\x02 \x01(\x0b\x32\'.synthedge_protocols.v1.SignedStatement\"H\n\x0cRenewRequest\x12\x38\n\x07request\x18\x01 \x01(\x0b\x32\'.synthedge_protocols.v1.SignedStatement\"$\n\rRenewResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x32\xbe\x01\n\tEnrolment\x12T\n\x05\x45nrol\x12$.synthedge_protocols.v1.EnrolRequest\x1a%.synthedge_protocols.v1.EnrolResponse\x12[\n\x0cRenewExpired\x12$.synthedge_protocols.v1.RenewRequest\x1a%.synthedge_protocols.v1.RenewResponse2\xc5\x06\n\x0b\x43oordinator\x12X\n\x06Submit\x12\'.synthedge_protocols.v1.SignedStatement\x1a%.synthedge_protocols.v1.SubmitReceipt\x12U\n\x05Inbox\x12$.synthedge_protocols.v1.InboxRequest\x1a$.synthedge_protocols.v1.InboxMessage0\x01\x12[\n\x0cGetDirectory\x12(.synthedge_protocols.v1.DirectoryRequest\x1a!.synthedge_protocols.v1.Directory\x12\x66\n\rGetDictionary\x12).synthedge_protocols.v1.DictionaryRequest\x1a*.synthedge_protocols.v1.DictionaryDocument\x12X\n\tGetUpload\x12#.synthedge_protocols.v1.UploadQuery\x1a&.synthedge_protocols.v1.UploadProgress\x12W\n\x06Upload\x12#.synthedge_protocols.v1.UploadChunk\x1a&.synthedge_protocols.v1.UploadProgress(\x01\x12\\\n\x08\x44ownload\x12\'.synthedge_protocols.v1.DownloadRequest\x1a%.synthedge_protocols.v1.DownloadChunk0\x01\x12Y\n\nReleaseKey\x12\".synthedge_protocols.v1.KeyRequest\x1a\'.synthedge_protocols.v1.SignedStatement\x12T\n\x05Renew\x12$.synthedge_protocols.v1.RenewRequest\x1a%.synthedge_protocols.v1.RenewResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,42 +48,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HOLEPROFILE']._serialized_end=1084
   _globals['_GRIDPROFILE']._serialized_start=1086
   _globals['_GRIDPROFILE']._serialized_end=1184
-  _globals['_VOXELPROFILE']._serialized_start=1186
-  _globals['_VOXELPROFILE']._serialized_end=1311
-  _globals['_PROPOSALS']._serialized_start=1313
-  _globals['_PROPOSALS']._serialized_end=1404
-  _globals['_PROPOSAL']._serialized_start=1406
-  _globals['_PROPOSAL']._serialized_end=1531
-  _globals['_SHIPMENTNOTICE']._serialized_start=1533
-  _globals['_SHIPMENTNOTICE']._serialized_end=1596
-  _globals['_TRANSFERENDED']._serialized_start=1598
-  _globals['_TRANSFERENDED']._serialized_end=1665
-  _globals['_DIRECTORYREQUEST']._serialized_start=1667
-  _globals['_DIRECTORYREQUEST']._serialized_end=1685
-  _globals['_DIRECTORY']._serialized_start=1687
-  _globals['_DIRECTORY']._serialized_end=1747
-  _globals['_DICTIONARYREQUEST']._serialized_start=1749
-  _globals['_DICTIONARYREQUEST']._serialized_end=1784
-  _globals['_DICTIONARYDOCUMENT']._serialized_start=1786
-  _globals['_DICTIONARYDOCUMENT']._serialized_end=1836
-  _globals['_UPLOADQUERY']._serialized_start=1838
-  _globals['_UPLOADQUERY']._serialized_end=1872
-  _globals['_UPLOADPROGRESS']._serialized_start=1874
-  _globals['_UPLOADPROGRESS']._serialized_end=1930
-  _globals['_UPLOADCHUNK']._serialized_start=1932
-  _globals['_UPLOADCHUNK']._serialized_end=1996
-  _globals['_DOWNLOADREQUEST']._serialized_start=1998
-  _globals['_DOWNLOADREQUEST']._serialized_end=2052
-  _globals['_DOWNLOADCHUNK']._serialized_start=2054
-  _globals['_DOWNLOADCHUNK']._serialized_end=2099
-  _globals['_KEYREQUEST']._serialized_start=2101
-  _globals['_KEYREQUEST']._serialized_end=2192
-  _globals['_RENEWREQUEST']._serialized_start=2194
-  _globals['_RENEWREQUEST']._serialized_end=2266
-  _globals['_RENEWRESPONSE']._serialized_start=2268
-  _globals['_RENEWRESPONSE']._serialized_end=2304
-  _globals['_ENROLMENT']._serialized_start=2307
-  _globals['_ENROLMENT']._serialized_end=2497
-  _globals['_COORDINATOR']._serialized_start=2500
-  _globals['_COORDINATOR']._serialized_end=3337
+  _globals['_VOXELPROFILE']._serialized_start=1187
+  _globals['_VOXELPROFILE']._serialized_end=1386
+  _globals['_PROPOSALS']._serialized_start=1388
+  _globals['_PROPOSALS']._serialized_end=1479
+  _globals['_PROPOSAL']._serialized_start=1481
+  _globals['_PROPOSAL']._serialized_end=1606
+  _globals['_SHIPMENTNOTICE']._serialized_start=1608
+  _globals['_SHIPMENTNOTICE']._serialized_end=1671
+  _globals['_TRANSFERENDED']._serialized_start=1673
+  _globals['_TRANSFERENDED']._serialized_end=1740
+  _globals['_DIRECTORYREQUEST']._serialized_start=1742
+  _globals['_DIRECTORYREQUEST']._serialized_end=1760
+  _globals['_DIRECTORY']._serialized_start=1762
+  _globals['_DIRECTORY']._serialized_end=1822
+  _globals['_DICTIONARYREQUEST']._serialized_start=1824
+  _globals['_DICTIONARYREQUEST']._serialized_end=1859
+  _globals['_DICTIONARYDOCUMENT']._serialized_start=1861
+  _globals['_DICTIONARYDOCUMENT']._serialized_end=1911
+  _globals['_UPLOADQUERY']._serialized_start=1913
+  _globals['_UPLOADQUERY']._serialized_end=1947
+  _globals['_UPLOADPROGRESS']._serialized_start=1949
+  _globals['_UPLOADPROGRESS']._serialized_end=2005
+  _globals['_UPLOADCHUNK']._serialized_start=2007
+  _globals['_UPLOADCHUNK']._serialized_end=2071
+  _globals['_DOWNLOADREQUEST']._serialized_start=2073
+  _globals['_DOWNLOADREQUEST']._serialized_end=2127
+  _globals['_DOWNLOADCHUNK']._serialized_start=2129
+  _globals['_DOWNLOADCHUNK']._serialized_end=2174
+  _globals['_KEYREQUEST']._serialized_start=2176
+  _globals['_KEYREQUEST']._serialized_end=2267
+  _globals['_RENEWREQUEST']._serialized_start=2269
+  _globals['_RENEWREQUEST']._serialized_end=2341
+  _globals['_RENEWRESPONSE']._serialized_start=2343
+  _globals['_RENEWRESPONSE']._serialized_end=2379
+  _globals['_ENROLMENT']._serialized_start=2382
+  _globals['_ENROLMENT']._serialized_end=2572
+  _globals['_COORDINATOR']._serialized_start=2575
+  _globals['_COORDINATOR']._serialized_end=3412
 # @@protoc_insertion_point(module_scope)

@@ -269,6 +269,9 @@ class VoxelProfile(_message.Message):
     ODDS_RATIO_FIELD_NUMBER: _builtins.int
     ODDS_RATIO_VAR_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
+    PATIENT_SHARE_FIELD_NUMBER: _builtins.int
+    PATIENT_SHARE_VAR_FIELD_NUMBER: _builtins.int
+    PATIENTS_KNOWN_FIELD_NUMBER: _builtins.int
     positive_share: _builtins.float
     """f"""
     positive_share_var: _builtins.float
@@ -278,6 +281,12 @@ class VoxelProfile(_message.Message):
     odds_ratio_var: _builtins.float
     known: _builtins.bool
     """false: too few sites reported it"""
+    patient_share: _builtins.float
+    """the others' mean share of all their patients"""
+    patient_share_var: _builtins.float
+    """squared standard error"""
+    patients_known: _builtins.bool
+    """false: too few sites reported it"""
     def __init__(
         self,
         *,
@@ -286,10 +295,13 @@ class VoxelProfile(_message.Message):
         odds_ratio: _builtins.float = ...,
         odds_ratio_var: _builtins.float = ...,
         known: _builtins.bool = ...,
+        patient_share: _builtins.float = ...,
+        patient_share_var: _builtins.float = ...,
+        patients_known: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["known", b"known", "odds_ratio", b"odds_ratio", "odds_ratio_var", b"odds_ratio_var", "positive_share", b"positive_share", "positive_share_var", b"positive_share_var"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["known", b"known", "odds_ratio", b"odds_ratio", "odds_ratio_var", b"odds_ratio_var", "patient_share", b"patient_share", "patient_share_var", b"patient_share_var", "patients_known", b"patients_known", "positive_share", b"positive_share", "positive_share_var", b"positive_share_var"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
