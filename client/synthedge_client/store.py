@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from synthedge_core.errors import SynthEdgeError
+from synthedge_protocols.event_log import EventLog
 from synthedge_protocols.writer import WRITES, sqlite_engine
 
 metadata = sa.MetaData()
@@ -107,15 +108,9 @@ received = sa.Table(
         "row_tag", sa.LargeBinary, nullable=False
     ),  # keyed hash of the row, to refuse it a second time
 )
-events = sa.Table(
-    "events",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("at_ms", sa.Integer, nullable=False),
-    sa.Column("what", sa.Text, nullable=False),
-    sa.Column("who", sa.Text, nullable=False),  # a steward, 'agent' or 'coordinator'
-    sa.Column("details", sa.Text, nullable=False),  # JSON; names, counts and digests only
-)
+# Who (a steward, 'agent' or 'coordinator') did what; details are JSON: names, counts and digests only.
+event_log = EventLog(metadata, "what", "who", "details")
+events = event_log.table
 
 
 def now_ms() -> int:
@@ -159,10 +154,8 @@ class Store:
 
 def record(connection: sa.Connection, what: str, who: str, **details: Any) -> None:
     """Write an audit event; `details` hold names, counts and digests, never a value."""
-    connection.execute(
-        events.insert().values(
-            at_ms=now_ms(), what=what, who=who, details=json.dumps(details, sort_keys=True)
-        )
+    event_log.append(
+        connection, now_ms(), what=what, who=who, details=json.dumps(details, sort_keys=True)
     )
 
 

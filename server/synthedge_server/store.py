@@ -20,6 +20,8 @@ from sqlalchemy import (
     Text,
 )
 
+from synthedge_protocols.event_log import EventLog
+
 METADATA: Final = MetaData()
 
 # state: active | suspended | revoked. `last_sequence` numbers the site's inbox without gaps being reused.
@@ -140,14 +142,6 @@ uploads: Final = Table(
     Column("completed_at_ms", BigInteger),
 )
 
-# The audit trail: written in the transaction of the change it tells about.
-events: Final = Table(
-    "events",
-    METADATA,
-    Column("event", Integer, primary_key=True),
-    Column("at_ms", BigInteger, nullable=False),
-    Column("actor", Text, nullable=False),
-    Column("action", Text, nullable=False),
-    Column("subject", Text, nullable=False),
-    Column("detail", Text, nullable=False),
-)
+# Who did what to what; written in the transaction of the change it tells about.
+event_log: Final = EventLog(METADATA, "actor", "action", "subject", "detail")
+events: Final = event_log.table
