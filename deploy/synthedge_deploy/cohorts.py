@@ -6,9 +6,8 @@ units and codes, so that the mapping to the dictionary is really used.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +124,6 @@ def write_site_files(hospital: Hospital, folder: Path) -> dict[str, Any]:
     }
 
 
-def dictionary_file(name: str) -> str:
-    """Read the text of a dictionary that ships with this package."""
-    return files("synthedge_deploy").joinpath("dictionaries", name).read_text(encoding="utf-8")
-
-
 def patient_ids(prefix: str, n_rows: int, generator: np.random.Generator) -> list[str]:
     """Invented local ids, distinct, long enough to be searched for in other people's files."""
     numbers = generator.choice(9 * 10**7, size=n_rows, replace=False) + 10**7
@@ -142,8 +136,63 @@ def consents(n_rows: int, generator: np.random.Generator) -> list[str]:
     return [str(code) for code in drawn]
 
 
+def carved_cohort(
+    hospitals: Sequence[Hospital],
+    *,
+    source: str,
+    dictionary_text: str,
+    site: str,
+    subgroup: Subgroup,
+    seed: int,
+    share: float = 1.0,
+) -> Cohort:
+    """Hold out half of one hospital's rows, and take a subgroup's positives out of the other half.
+
+    Parameters
+    ----------
+    hospitals : sequence of Hospital
+        With their whole tables.
+    source, dictionary_text : str
+        As in `Cohort`.
+    site : str
+        The hospital that is carved.
+    subgroup : Subgroup
+    seed : int
+        Decides the halves, which are stratified by label x subgroup, and the rows taken.
+    share : float
+        Of the subgroup's training positives, in [0, 1].
+
+    Returns
+    -------
+    Cohort
+    """
+    dictionary = parse_dictionary(dictionary_text)
+    whole = next(hospital for hospital in hospitals if hospital.site == site)
+    training, held_out, carved = hold_out_and_carve(
+        whole.samples,
+        np.arange(len(whole.samples)),
+        subgroup.contains(whole.samples.values, dictionary),
+        seed,
+        share,
+    )
+    recipient = replace(
+        whole,
+        table=whole.table.iloc[training].reset_index(drop=True),
+        samples=whole.samples.rows(training),
+    )
+    return Cohort(
+        source=source,
+        dictionary_text=dictionary_text,
+        hospitals=tuple(recipient if h is whole else h for h in hospitals),
+        carved_site=site,
+        subgroup=subgroup,
+        carved=whole.samples.rows(carved),
+        held_out=whole.samples.rows(held_out),
+    )
+
+
 def hold_out_and_carve(
-    samples: Samples, rows: IntArray, members: BoolArray, seed: int
+    samples: Samples, rows: IntArray, members: BoolArray, seed: int, share: float = 1.0
 ) -> tuple[IntArray, IntArray, IntArray]:
     """Hold out half of a hospital's rows; carve a subgroup's positives out of the other half.
 
@@ -156,6 +205,8 @@ def hold_out_and_carve(
     members : ndarray of bool, shape (len(samples),)
         The subgroup.
     seed : int
+    share : float
+        Of the subgroup's training positives that are taken, in [0, 1].
 
     Returns
     -------
@@ -166,8 +217,12 @@ def hold_out_and_carve(
 
     strata = samples.positive[rows] * 2 + members[rows]
     training, held_out = train_test_split(rows, test_size=0.5, stratify=strata, random_state=seed)
-    is_carved = samples.positive[training] & members[training]
-    return np.sort(training[~is_carved]), np.sort(held_out), np.sort(training[is_carved])
+    training = np.sort(training)
+    candidates = training[samples.positive[training] & members[training]]
+    carved = np.sort(
+        np.random.default_rng([seed, 300]).permutation(candidates)[: round(share * len(candidates))]
+    )
+    return np.setdiff1d(training, carved), np.sort(held_out), carved
 
 
 def plain_numbers(column: FloatArray) -> list[str]:

@@ -5,12 +5,13 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from synthedge_core.dictionary import parse_dictionary
+from synthedge_core.public_dictionaries import public_dictionary
 from synthedge_deploy.cohorts import (
     Cohort,
     Hospital,
     coded,
     consents,
-    dictionary_file,
     hold_out_and_carve,
     patient_ids,
     plain_numbers,
@@ -23,7 +24,9 @@ SOURCE: Final = (
     "year, which is not a clinical diagnosis; patient ids and consents are invented"
 )
 PROGRESSION: Final = 150.0
-SUBGROUP: Final = Subgroup("mean arterial blood pressure of at least 100 mm[Hg]", "bp", 100.0)
+SUBGROUP: Final = Subgroup(
+    "mean arterial blood pressure of at least 100 mm[Hg]", {"bp": (100.0, np.inf)}
+)
 
 # Pull of z(age), z(bmi) towards each hospital; the first is large and takes all kinds.
 WEIGHTS: Final = np.array([[0.0, 0.0], [1.0, 0.5], [-1.0, 0.5], [0.0, -1.0]])
@@ -121,9 +124,12 @@ def diabetes_cohort(seed: int) -> Cohort:
     pull[:, 0] += LARGE
     hospital_of = pull.argmax(axis=1)
 
-    bp = everybody.values[:, list(SOURCE_COLUMNS.values()).index(SUBGROUP.feature)]
+    text = public_dictionary("diabetes")
     training, held_out, carved = hold_out_and_carve(
-        everybody, np.flatnonzero(hospital_of == 0), bp >= SUBGROUP.at_least, seed
+        everybody,
+        np.flatnonzero(hospital_of == 0),
+        SUBGROUP.contains(everybody.values, parse_dictionary(text)),
+        seed,
     )
     hospitals = []
     for i, site in enumerate(SITES):
@@ -131,7 +137,7 @@ def diabetes_cohort(seed: int) -> Cohort:
         hospitals.append(_hospital(site, everybody, rows, np.random.default_rng([seed, i])))
     return Cohort(
         source=SOURCE,
-        dictionary_text=dictionary_file("diabetes.toml"),
+        dictionary_text=text,
         hospitals=tuple(hospitals),
         carved_site="north",
         subgroup=SUBGROUP,

@@ -1,6 +1,6 @@
 """Labelled rows in dictionary units, for evaluation on one machine; no site's process uses them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,21 +45,19 @@ def join(parts: Sequence[Samples]) -> Samples:
 
 @dataclass(frozen=True)
 class Subgroup:
-    """Patients with one feature at or above a limit.
+    """Patients between limits in one or several features.
 
     Attributes
     ----------
     description : str
         For people.
-    feature : str
-        A feature of the dictionary.
-    at_least : float
-        In the feature's unit, or a level index.
+    limits : mapping of str to (float, float)
+        Least and greatest value, both included, by feature of the dictionary; in the feature's unit, or level
+        indices.
     """
 
     description: str
-    feature: str
-    at_least: float
+    limits: Mapping[str, tuple[float, float]]
 
     def contains(self, values: FloatArray, dictionary: Dictionary) -> BoolArray:
         """Which rows of a canonical table belong to it; a missing value does not.
@@ -69,6 +67,9 @@ class Subgroup:
         DictionaryError
             If the dictionary has no such feature.
         """
-        # NaN >= limit is false, which is what a missing value should be.
-        members: BoolArray = values[:, dictionary.index(self.feature)] >= self.at_least
+        members = np.ones(len(values), dtype=np.bool_)
+        for feature, (least, greatest) in self.limits.items():
+            column = values[:, dictionary.index(feature)]
+            # A comparison with NaN is false, which is what a missing value should be.
+            members &= (column >= least) & (column <= greatest)
         return members

@@ -5,7 +5,6 @@ stay in the tables; each hospital's site.toml says so, as a data manager would. 
 consents are invented: the files have none.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,12 +13,12 @@ import pandas as pd
 
 from synthedge_core.dictionary import Dictionary, Feature, parse_dictionary
 from synthedge_core.errors import TableError
+from synthedge_core.public_dictionaries import public_dictionary
 from synthedge_deploy.cohorts import (
     Cohort,
     Hospital,
+    carved_cohort,
     consents,
-    dictionary_file,
-    hold_out_and_carve,
     patient_ids,
 )
 from synthedge_deploy.samples import FloatArray, Samples, Subgroup
@@ -29,6 +28,7 @@ SOURCE: Final = (
     "Basel, Long Beach; CC BY 4.0, doi:10.24432/C52P4X), positive = angiographic disease; "
     "patient ids and consents are invented"
 )
+DICTIONARY: Final = "heart"
 LABEL: Final = "num"
 POSITIVE: Final = ["1", "2", "3", "4"]
 NEGATIVE: Final = ["0"]
@@ -46,12 +46,44 @@ SITES: Final = {
 }
 CARVED_SITE: Final = "cleveland"
 # Angina in the exercise test: decides about angiography, and is common at all four hospitals.
-SUBGROUP: Final = Subgroup("angina brought on by exercise", "exang", 1.0)
+SUBGROUP: Final = Subgroup("angina brought on by exercise", {"exang": (1.0, 1.0)})
 
 # Nobody has these at zero: there a zero is a measurement that was not made.
 NEVER_ZERO: Final = ("trestbps", "chol", "thalach")
 # A feature known for fewer than half of the patients is no feature of that hospital.
 MAX_MISSING_SHARE: Final = 0.5
+
+
+def uci_hospitals(folder: Path, seed: int) -> tuple[Hospital, ...]:
+    """Four real hospitals, each with its whole table.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds the four files ``uci_heart_*.csv`` (commas, one header line, empty = missing).
+    seed : int
+        Decides ids and consents; 0 or more.
+
+    Returns
+    -------
+    tuple of Hospital
+
+    Raises
+    ------
+    TableError
+        If the folder or a file is missing, cannot be read as CSV, lacks a column or holds a code
+        that the dictionary does not have.
+    """
+    if not folder.is_dir():
+        raise TableError(
+            f"no folder {folder}; give --data the folder that holds {', '.join(_file_names())}"
+        )
+    dictionary = parse_dictionary(public_dictionary(DICTIONARY))
+    hospitals = []
+    for i, site in enumerate(SITES):
+        raw = _read(folder / SITES[site][0], dictionary)
+        hospitals.append(_hospital(site, raw, dictionary, np.random.default_rng([seed, i])))
+    return tuple(hospitals)
 
 
 def uci_cohort(folder: Path, seed: int) -> Cohort:
@@ -60,7 +92,7 @@ def uci_cohort(folder: Path, seed: int) -> Cohort:
     Parameters
     ----------
     folder : Path
-        Holds the four files ``uci_heart_*.csv`` (commas, one header line, empty = missing).
+        As for `uci_hospitals`.
     seed : int
         Decides Cleveland's held-out half, ids and consents; 0 or more.
 
@@ -73,39 +105,15 @@ def uci_cohort(folder: Path, seed: int) -> Cohort:
     Raises
     ------
     TableError
-        If the folder or a file is missing, cannot be read as CSV, lacks a column or holds a code
-        that the dictionary does not have.
+        As `uci_hospitals`.
     """
-    text = dictionary_file("uci_heart.toml")
-    dictionary = parse_dictionary(text)
-    if not folder.is_dir():
-        raise TableError(
-            f"no folder {folder}; give --data the folder that holds {', '.join(_file_names())}"
-        )
-    hospitals = []
-    for i, site in enumerate(SITES):
-        raw = _read(folder / SITES[site][0], dictionary)
-        hospitals.append(_hospital(site, raw, dictionary, np.random.default_rng([seed, i])))
-    whole = next(hospital for hospital in hospitals if hospital.site == CARVED_SITE)
-    training, held_out, carved = hold_out_and_carve(
-        whole.samples,
-        np.arange(len(whole.samples)),
-        SUBGROUP.contains(whole.samples.values, dictionary),
-        seed,
-    )
-    recipient = replace(
-        whole,
-        table=whole.table.iloc[training].reset_index(drop=True),
-        samples=whole.samples.rows(training),
-    )
-    return Cohort(
+    return carved_cohort(
+        uci_hospitals(folder, seed),
         source=SOURCE,
-        dictionary_text=text,
-        hospitals=tuple(recipient if h is whole else h for h in hospitals),
-        carved_site=CARVED_SITE,
+        dictionary_text=public_dictionary(DICTIONARY),
+        site=CARVED_SITE,
         subgroup=SUBGROUP,
-        carved=whole.samples.rows(carved),
-        held_out=whole.samples.rows(held_out),
+        seed=seed,
     )
 
 
@@ -114,23 +122,34 @@ def _file_names() -> list[str]:
 
 
 def _read(path: Path, dictionary: Dictionary) -> pd.DataFrame:
-    if not path.is_file():
-        raise TableError(f"no file {path}; the data folder must hold {', '.join(_file_names())}")
-    try:
-        raw = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
-        raise TableError(f"{path} is not a comma-separated UTF-8 file; fetch it again") from None
-    lacking = [name for name in (*dictionary.feature_names, LABEL) if name not in raw.columns]
-    if lacking:
-        expected = ", ".join((*dictionary.feature_names, LABEL))
-        raise TableError(f"{path} lacks the column '{lacking[0]}'; expected {expected}")
+    raw = read_columns(path, [*dictionary.feature_names, LABEL])
     unknown = ~raw[LABEL].isin(POSITIVE + NEGATIVE)
     if unknown.any():
         raise TableError(
             f"column '{LABEL}' of {path} holds {int(unknown.sum())} codes other than 0 to 4; "
             "correct the file"
         )
-    return raw[[*dictionary.feature_names, LABEL]]
+    return raw
+
+
+def read_columns(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Read some columns of a CSV file as text, a missing value as the empty text.
+
+    Raises
+    ------
+    TableError
+        If the file is missing, no CSV, or lacks a column.
+    """
+    if not path.is_file():
+        raise TableError(f"no file {path}; the data folder must hold {path.name}")
+    try:
+        raw = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
+        raise TableError(f"{path} is not a comma-separated UTF-8 file; fetch it again") from None
+    lacking = [name for name in columns if name not in raw.columns]
+    if lacking:
+        raise TableError(f"{path} lacks the column '{lacking[0]}'; expected {', '.join(columns)}")
+    return raw[columns]
 
 
 def _hospital(
@@ -140,7 +159,7 @@ def _hospital(
     columns: dict[str, dict[str, Any]] = {}
     values = np.full((len(raw), len(dictionary.features)), np.nan)
     for i, feature in enumerate(dictionary.features):
-        column = _canonical(raw[feature.name], feature, file)
+        column = canonical_column(raw[feature.name], feature, file)
         is_zero = (column == 0.0) & (feature.name in NEVER_ZERO)
         column[is_zero] = np.nan
         if np.isnan(column).mean() > MAX_MISSING_SHARE:
@@ -164,7 +183,14 @@ def _hospital(
     )
 
 
-def _canonical(column: pd.Series, feature: Feature, file: str) -> FloatArray:
+def canonical_column(column: pd.Series, feature: Feature, file: str) -> FloatArray:
+    """Turn a column of text in the dictionary's own codes or unit into canonical numbers, NaN = missing.
+
+    Raises
+    ------
+    TableError
+        If it holds anything else.
+    """
     known = column != ""
     if feature.has_levels:
         numbers = column.map({code: float(i) for i, code in enumerate(feature.levels)})

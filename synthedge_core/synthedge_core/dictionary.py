@@ -41,6 +41,28 @@ MAX_VOXELS: Final = 12
 # Safe Harbor lets ages above 89 leave only as one class (45 CFR 164.514(b)(2)(i)(C)).
 SAFE_HARBOR_AGE: Final = 89.0
 
+# What people write for a unit, and its UCUM text. A site's units are converted by UCUM, so a misspelt one would be
+# found only at the first site whose own unit differs.
+NOT_UCUM: Final = {
+    "mmHg": "mm[Hg]",
+    "mm Hg": "mm[Hg]",
+    "years": "a",
+    "year": "a",
+    "yr": "a",
+    "months": "mo",
+    "days": "d",
+    "hours": "h",
+    "bpm": "/min",
+    "°C": "Cel",
+    "°F": "[degF]",
+    "kg/m^2": "kg/m2",
+    "kg/m²": "kg/m2",
+    "µmol/L": "umol/L",
+    "IU/L": "[IU]/L",
+    "lbs": "[lb_av]",
+    "percent": "%",
+}
+
 
 def parse_dictionary(text: str) -> Dictionary:
     """Read and check the text of a consortium.toml.
@@ -93,6 +115,8 @@ def _read_target(reader: TableReader | None) -> Target | None:
         positive=reader.text("positive", required=True, max_characters=100) or "",
         # Sites that disagree about the outcome send each other wrong labels, which no gate can see.
         definition=reader.text("definition", required=True) or "",
+        time_window=reader.text("time_window") or "",
+        exclusions=reader.text("exclusions") or "",
     )
     reader.finish()
     return target
@@ -122,6 +146,8 @@ def _read_measured(
         reader.refuse(key, f"has no meaning for a {kind} feature")
     # "1" only where bare counts are common: a measurement without a unit is how mg/dL meets mmol/L.
     unit = reader.text("unit", required=is_continuous, max_characters=50) or "1"
+    if unit in NOT_UCUM:
+        reader.note("unit", f"must be UCUM text: {NOT_UCUM[unit]}, not {unit}")
     plausible = reader.numbers("plausible", required=True)
     if plausible and len(plausible) != 2:
         reader.note("plausible", "must be two numbers, lowest and highest")

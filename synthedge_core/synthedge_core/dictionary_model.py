@@ -110,11 +110,42 @@ class GridSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """The label: its column, the code of the positive level and what that means."""
+    """The label: its column, the code of the positive level and what that means.
+
+    Attributes
+    ----------
+    column, positive : str
+        The label's name and its positive code in files of the consortium.
+    definition, time_window, exclusions : str
+        The outcome definition in words: the rule by which a patient is positive, the time within
+        which it is looked at, and who is left out. No gate can see that a site labels otherwise,
+        so every site acknowledges it when it accepts the dictionary.
+    """
 
     column: str
     positive: str
     definition: str
+    time_window: str = ""
+    exclusions: str = ""
+
+    @property
+    def outcome_digest(self) -> str:
+        """Hex SHA-256 of the outcome definition's canonical JSON; what a site acknowledges."""
+        outcome = {
+            "definition": self.definition,
+            "exclusions": self.exclusions,
+            "positive": self.positive,
+            "time_window": self.time_window,
+        }
+        return hashlib.sha256(_canonical_json(outcome)).hexdigest()
+
+    def in_words(self) -> list[str]:
+        """The outcome definition, one line a key; a key that is not given says so."""
+        return [
+            f"positive ({self.column} = {self.positive}): {self.definition}",
+            f"time window: {self.time_window or 'not given'}",
+            f"left out: {self.exclusions or 'not given'}",
+        ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,8 +261,12 @@ class Dictionary:
             "grids": [_plain(spec) for spec in self.grids],
             "policy": _plain(self.policy),
         }
-        text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return text.encode()
+        return _canonical_json(document)
+
+
+def _canonical_json(document: dict[str, Any]) -> bytes:
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode()
 
 
 def _plain(value: Any) -> Any:
