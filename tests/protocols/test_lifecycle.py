@@ -18,6 +18,7 @@ from synthedge_protocols.lifecycle import (
     is_final,
     lifecycle_markdown,
 )
+from synthedge_protocols.withdrawal import withdrawal_markdown
 
 LOCAL = {Event.PREPARE, Event.LAPSE, Event.SEAL, Event.LOSE_CONSENT}
 WAY_TO_SUCCESS = [
@@ -45,7 +46,7 @@ def reachable(party: Party) -> set[State]:
 
 def test_the_document_is_what_the_table_writes() -> None:
     document = Path(__file__).resolve().parents[2] / "docs" / "lifecycle.md"
-    assert document.read_text() == lifecycle_markdown()
+    assert document.read_text() == lifecycle_markdown() + withdrawal_markdown()
 
 
 def test_every_row_can_be_reached_and_no_row_is_there_twice() -> None:
