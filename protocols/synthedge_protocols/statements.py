@@ -77,6 +77,7 @@ STATEMENT_TYPES: dict[str, StatementType] = {
     "steward-certificate": StatementType(pb.StewardCertificate, "site", under_dictionary=False),
     "key-rotation": StatementType(pb.KeyRotation, "site", under_dictionary=False),
     "renewal": StatementType(pb.Renewal, "site", under_dictionary=False),
+    "dictionary-acceptance": StatementType(pb.DictionaryAcceptance, "steward"),
     "gap-report": StatementType(pb.GapReport, "steward"),
     "transfer-request": StatementType(pb.TransferRequest, "steward"),
     "approval": StatementType(pb.Approval, "steward"),

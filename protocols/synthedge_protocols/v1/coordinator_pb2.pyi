@@ -137,6 +137,7 @@ class InboxMessage(_message.Message):
     ENDED_FIELD_NUMBER: _builtins.int
     WITHDRAWAL_FIELD_NUMBER: _builtins.int
     STANDING_FIELD_NUMBER: _builtins.int
+    DICTIONARY_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """strictly increasing per site"""
     @_builtins.property
@@ -157,6 +158,10 @@ class InboxMessage(_message.Message):
 
     @_builtins.property
     def standing(self) -> Global___SiteStanding: ...
+    @_builtins.property
+    def dictionary(self) -> Global___DictionaryDocument:
+        """a new one; to be accepted by a steward"""
+
     def __init__(
         self,
         *,
@@ -168,12 +173,13 @@ class InboxMessage(_message.Message):
         ended: Global___TransferEnded | None = ...,
         withdrawal: _statements_pb2.SignedStatement | None = ...,
         standing: Global___SiteStanding | None = ...,
+        dictionary: Global___DictionaryDocument | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "ended", b"ended", "profile", b"profile", "proposals", b"proposals", "shipment", b"shipment", "standing", b"standing", "statement", b"statement", "withdrawal", b"withdrawal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "dictionary", b"dictionary", "ended", b"ended", "profile", b"profile", "proposals", b"proposals", "shipment", b"shipment", "standing", b"standing", "statement", b"statement", "withdrawal", b"withdrawal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "ended", b"ended", "profile", b"profile", "proposals", b"proposals", "sequence", b"sequence", "shipment", b"shipment", "standing", b"standing", "statement", b"statement", "withdrawal", b"withdrawal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "dictionary", b"dictionary", "ended", b"ended", "profile", b"profile", "proposals", b"proposals", "sequence", b"sequence", "shipment", b"shipment", "standing", b"standing", "statement", b"statement", "withdrawal", b"withdrawal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["statement", "profile", "proposals", "shipment", "ended", "withdrawal", "standing"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["statement", "profile", "proposals", "shipment", "ended", "withdrawal", "standing", "dictionary"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -483,17 +489,21 @@ class DictionaryDocument(_message.Message):
 
     DIGEST_FIELD_NUMBER: _builtins.int
     TOML_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     digest: _builtins.bytes
     toml: _builtins.str
+    version: _builtins.int
+    """1 for the consortium's first one, then counting up"""
     def __init__(
         self,
         *,
         digest: _builtins.bytes = ...,
         toml: _builtins.str = ...,
+        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "toml", b"toml"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "toml", b"toml", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -251,6 +251,35 @@ class Renewal(_message.Message):
 Global___Renewal: _TypeAlias = Renewal  # noqa: Y015
 
 @_typing.final
+class DictionaryAcceptance(_message.Message):
+    """---- the dictionary -------------------------------------------------------------------------
+
+    type "dictionary-acceptance", signed by a steward, under the accepted dictionary
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    OUTCOME_DIGEST_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """as the coordinator counts"""
+    outcome_digest: _builtins.bytes
+    """SHA-256 of the outcome definition the site labels its patients by"""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        outcome_digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome_digest", b"outcome_digest", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DictionaryAcceptance: _TypeAlias = DictionaryAcceptance  # noqa: Y015
+
+@_typing.final
 class GapReport(_message.Message):
     """---- gap reports ----------------------------------------------------------------------------
 
