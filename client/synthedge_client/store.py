@@ -33,6 +33,7 @@ peers = sa.Table(
     sa.Column("hpke_key", sa.LargeBinary, nullable=False),  # serialised SignedStatement
     sa.Column("verified_at_ms", sa.Integer),  # NULL until somebody compared fingerprints
     sa.Column("problem", sa.Text),  # what was wrong with the keys last shown for it
+    sa.Column("standing", sa.Text),  # NULL, or why it takes no part: paused, left, revoked, ...
 )
 releases = sa.Table(
     "releases",
@@ -111,6 +112,52 @@ received = sa.Table(
 # Who (a steward, 'agent' or 'coordinator') did what; details are JSON: names, counts and digests only.
 event_log = EventLog(metadata, "what", "who", "details")
 events = event_log.table
+
+withdrawn_patients = sa.Table(
+    "withdrawn_patients",  # the donor's: who withdrew by command, whatever the table of patients says
+    metadata,
+    sa.Column("patient_tag", sa.LargeBinary, primary_key=True),
+    sa.Column("purpose", sa.Text, primary_key=True),  # a DUO code; empty: every purpose
+    sa.Column("at_ms", sa.Integer, nullable=False),
+)
+withdrawals = sa.Table(
+    "withdrawals",  # notices sent as donor or taken in as recipient
+    metadata,
+    sa.Column("notice_id", sa.LargeBinary, primary_key=True),
+    sa.Column("role", sa.Text, nullable=False),  # donor | recipient
+    sa.Column("peer", sa.Text, nullable=False),
+    sa.Column("transfer_id", sa.LargeBinary, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("statement", sa.LargeBinary, nullable=False),  # the signed notice
+    sa.Column("reason", sa.Text),  # the donor's words; at a recipient once it was opened
+    sa.Column("rows", sa.Integer),
+    sa.Column("since_ms", sa.Integer, nullable=False),
+    sa.Column("settled_at_ms", sa.Integer),
+    sa.Column("report", sa.Text),  # JSON of the recipient's report: counts and file names
+    sa.Column("problem", sa.Text),  # why it could not be carried out
+)
+withdrawn_tokens = sa.Table(
+    "withdrawn_tokens",  # donor: tokens a notice was sent for; recipient: rows never taken in again
+    metadata,
+    sa.Column("token", sa.LargeBinary, primary_key=True),
+    sa.Column("notice_id", sa.LargeBinary, nullable=False),
+)
+exports = sa.Table(
+    "exports",  # files that were written with received rows in them
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("sha256", sa.LargeBinary, nullable=False),
+    sa.Column("written_at_ms", sa.Integer, nullable=False),
+    sa.Column("holds", sa.Text),  # NULL, or what it holds that it should not any more
+)
+export_tokens = sa.Table(
+    "export_tokens",
+    metadata,
+    sa.Column("export_id", sa.Integer, primary_key=True),
+    sa.Column("token", sa.LargeBinary, primary_key=True),
+)
 
 
 def now_ms() -> int:
