@@ -8,6 +8,7 @@ units and codes, so that the mapping to the dictionary is really used.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,11 @@ def write_site_files(hospital: Hospital, folder: Path) -> dict[str, Any]:
         "label": dict(hospital.label),
         "columns": {name: dict(column) for name, column in hospital.columns.items()},
     }
+
+
+def dictionary_file(name: str) -> str:
+    """Read the text of a dictionary that ships with this package."""
+    return files("synthedge_deploy").joinpath("dictionaries", name).read_text(encoding="utf-8")
 
 
 def patient_ids(prefix: str, n_rows: int, generator: np.random.Generator) -> list[str]:
