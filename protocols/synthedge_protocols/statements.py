@@ -88,6 +88,7 @@ STATEMENT_TYPES: dict[str, StatementType] = {
     "withdrawal-notice": StatementType(pb.WithdrawalNotice, "either"),
     "withdrawal-receipt": StatementType(pb.WithdrawalReceipt, "site"),
     "site-leaving": StatementType(pb.SiteLeaving, "steward"),
+    "witnessed-head": StatementType(pb.WitnessedHead, "site", under_dictionary=False),
 }
 """Type name to payload class and signer."""
 

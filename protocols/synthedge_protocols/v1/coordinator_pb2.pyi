@@ -57,9 +57,12 @@ class EnrolResponse(_message.Message):
     CONSORTIUM_FIELD_NUMBER: _builtins.int
     CERTIFICATE_FIELD_NUMBER: _builtins.int
     DICTIONARY_FIELD_NUMBER: _builtins.int
+    LOG_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     consortium: _builtins.str
     certificate: _builtins.bytes
     """DER, the site's TLS certificate"""
+    log_public_key: _builtins.bytes
+    """raw Ed25519: signs the heads of the coordinator's audit log"""
     @_builtins.property
     def dictionary(self) -> Global___DictionaryDocument: ...
     def __init__(
@@ -68,10 +71,11 @@ class EnrolResponse(_message.Message):
         consortium: _builtins.str = ...,
         certificate: _builtins.bytes = ...,
         dictionary: Global___DictionaryDocument | None = ...,
+        log_public_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dictionary", b"dictionary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "consortium", b"consortium", "dictionary", b"dictionary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "consortium", b"consortium", "dictionary", b"dictionary", "log_public_key", b"log_public_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -682,3 +686,53 @@ class RenewResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenewResponse: _TypeAlias = RenewResponse  # noqa: Y015
+
+@_typing.final
+class LogHeadRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OLD_SIZE_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    old_size: _builtins.int
+    """the head known so far; 0: none"""
+    size: _builtins.int
+    """prove up to this head, of which the caller has the note; 0: the newest"""
+    def __init__(
+        self,
+        *,
+        old_size: _builtins.int = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["old_size", b"old_size", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogHeadRequest: _TypeAlias = LogHeadRequest  # noqa: Y015
+
+@_typing.final
+class LogHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOTE_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    note: _builtins.str
+    """C2SP signed checkpoint; empty when a size was asked for"""
+    @_builtins.property
+    def consistency(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """RFC 6962, 2.1.2: from old_size to size"""
+
+    def __init__(
+        self,
+        *,
+        note: _builtins.str = ...,
+        consistency: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "note", b"note"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogHead: _TypeAlias = LogHead  # noqa: Y015

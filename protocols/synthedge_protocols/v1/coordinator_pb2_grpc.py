@@ -200,6 +200,11 @@ class CoordinatorStub(object):
                 request_serializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.RenewRequest.SerializeToString,
                 response_deserializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.RenewResponse.FromString,
                 _registered_method=True)
+        self.GetLogHead = channel.unary_unary(
+                '/synthedge_protocols.v1.Coordinator/GetLogHead',
+                request_serializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.LogHeadRequest.SerializeToString,
+                response_deserializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.LogHead.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer(object):
@@ -265,6 +270,13 @@ class CoordinatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLogHead(self, request, context):
+        """The signed head of the coordinator's audit log, and the proof that it extends an earlier one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -312,6 +324,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.Renew,
                     request_deserializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.RenewRequest.FromString,
                     response_serializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.RenewResponse.SerializeToString,
+            ),
+            'GetLogHead': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLogHead,
+                    request_deserializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.LogHeadRequest.FromString,
+                    response_serializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.LogHead.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -558,6 +575,33 @@ class Coordinator(object):
             '/synthedge_protocols.v1.Coordinator/Renew',
             synthedge__protocols_dot_v1_dot_coordinator__pb2.RenewRequest.SerializeToString,
             synthedge__protocols_dot_v1_dot_coordinator__pb2.RenewResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLogHead(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synthedge_protocols.v1.Coordinator/GetLogHead',
+            synthedge__protocols_dot_v1_dot_coordinator__pb2.LogHeadRequest.SerializeToString,
+            synthedge__protocols_dot_v1_dot_coordinator__pb2.LogHead.FromString,
             options,
             channel_credentials,
             insecure,

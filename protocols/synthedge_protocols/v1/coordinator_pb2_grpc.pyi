@@ -88,6 +88,8 @@ class CoordinatorStub:
     """The donor's signed Shipment with the sealed key, after a last check that nothing was revoked."""
     Renew: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.RenewRequest, _coordinator_pb2.RenewResponse]
     """A new certificate for the same TLS key, from half of the old one's life on."""
+    GetLogHead: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.LogHeadRequest, _coordinator_pb2.LogHead]
+    """The signed head of the coordinator's audit log, and the proof that it extends an earlier one."""
 
 @_typing.type_check_only
 class CoordinatorAsyncStub(CoordinatorStub):
@@ -108,6 +110,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """The donor's signed Shipment with the sealed key, after a last check that nothing was revoked."""
     Renew: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.RenewRequest, _coordinator_pb2.RenewResponse]  # type: ignore[assignment]
     """A new certificate for the same TLS key, from half of the old one's life on."""
+    GetLogHead: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.LogHeadRequest, _coordinator_pb2.LogHead]  # type: ignore[assignment]
+    """The signed head of the coordinator's audit log, and the proof that it extends an earlier one."""
 
 class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     """TLS 1.3 with client certificates; every call is bound to the certificate's site."""
@@ -179,5 +183,13 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.RenewResponse, _abc.Awaitable[_coordinator_pb2.RenewResponse]]:
         """A new certificate for the same TLS key, from half of the old one's life on."""
+
+    @_abc_1.abstractmethod
+    def GetLogHead(
+        self,
+        request: _coordinator_pb2.LogHeadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.LogHead, _abc.Awaitable[_coordinator_pb2.LogHead]]:
+        """The signed head of the coordinator's audit log, and the proof that it extends an earlier one."""
 
 def add_CoordinatorServicer_to_server(servicer: CoordinatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -986,3 +986,32 @@ class HeldCopy(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HeldCopy: _TypeAlias = HeldCopy  # noqa: Y015
+
+@_typing.final
+class WitnessedHead(_message.Message):
+    """---- audit logs -----------------------------------------------------------------------------
+
+    type "witnessed-head", signed by the site; passed on to other sites
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COORDINATOR_HEAD_FIELD_NUMBER: _builtins.int
+    OWN_HEAD_FIELD_NUMBER: _builtins.int
+    coordinator_head: _builtins.str
+    """the coordinator's signed checkpoint with this site's cosignature"""
+    own_head: _builtins.str
+    """the site's own signed checkpoint"""
+    def __init__(
+        self,
+        *,
+        coordinator_head: _builtins.str = ...,
+        own_head: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinator_head", b"coordinator_head", "own_head", b"own_head"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WitnessedHead: _TypeAlias = WitnessedHead  # noqa: Y015
