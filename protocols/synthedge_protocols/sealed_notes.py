@@ -14,7 +14,7 @@ from synthedge_protocols.framing import join_fields
 from synthedge_protocols.keys import HPKE_SUITE, HpkeKeyPair, HpkePublicKey
 from synthedge_protocols.v1 import statements_pb2 as pb
 
-__all__ = ["NoteContext", "note_bytes", "open_note", "seal_note"]
+__all__ = ["NoteContext", "note_bytes", "open_note", "rows_of_note", "seal_note"]
 
 _PURPOSE = b"synthedge/v1/note"
 _LENGTH_BYTES = 4
@@ -77,15 +77,16 @@ def note_bytes(n_rows: int, n_features: int) -> int:
     Returns
     -------
     int
-        Bytes, a power of two.
-
-    Raises
-    ------
-    LimitExceededError
-        If that is more than one statement carries.
+        Bytes, a power of two from 4 KiB to 512 KiB; see `rows_of_note` for what fits.
     """
-    content = _LENGTH_BYTES + _REASON_BYTES + n_rows * (_ROW_BYTES + 8 * n_features)
-    return _power_of_two(content)
+    content = _LENGTH_BYTES + _REASON_BYTES + n_rows * _row_bytes(n_features)
+    return min(_power_of_two(content), _LARGEST_BYTES)
+
+
+def rows_of_note(n_rows: int, n_features: int) -> int:
+    """Return how many rows one note of that transfer holds; more take several notes."""
+    room = note_bytes(n_rows, n_features) - _LENGTH_BYTES - _REASON_BYTES
+    return room // _row_bytes(n_features)
 
 
 def seal_note(
@@ -109,12 +110,11 @@ def seal_note(
     LimitExceededError
         If the content does not fit.
     """
-    size = padded_bytes or _power_of_two(_LENGTH_BYTES + len(content))
     framed = len(content).to_bytes(_LENGTH_BYTES, "big") + content
-    if len(framed) > size:
-        raise LimitExceededError(
-            f"a note of {len(content)} bytes does not fit into the {size} agreed for it"
-        )
+    size = padded_bytes or _power_of_two(len(framed))
+    if len(framed) > size or size > _LARGEST_BYTES:
+        limit = min(size, _LARGEST_BYTES)
+        raise LimitExceededError(f"a note of {len(content)} bytes does not fit into {limit} bytes")
     sealed = HPKE_SUITE.encrypt(
         framed.ljust(size, b"\0"), recipient.handle, info=context.info(recipient.key_id)
     )
@@ -144,10 +144,9 @@ def open_note(note: pb.SealedNote, key_pair: HpkeKeyPair, context: NoteContext) 
     return framed[_LENGTH_BYTES:end]
 
 
+def _row_bytes(n_features: int) -> int:
+    return _ROW_BYTES + 8 * n_features
+
+
 def _power_of_two(content_bytes: int) -> int:
-    size = max(_SMALLEST_BYTES, 1 << (content_bytes - 1).bit_length())
-    if size > _LARGEST_BYTES:
-        raise LimitExceededError(
-            f"a note of {content_bytes} bytes; at most {_LARGEST_BYTES} travel in one statement"
-        )
-    return size
+    return max(_SMALLEST_BYTES, 1 << (content_bytes - 1).bit_length())

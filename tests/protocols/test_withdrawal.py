@@ -13,7 +13,13 @@ from synthedge_protocols.errors import (
 )
 from synthedge_protocols.keys import HpkeKeyPair
 from synthedge_protocols.lifecycle import Party
-from synthedge_protocols.sealed_notes import NoteContext, note_bytes, open_note, seal_note
+from synthedge_protocols.sealed_notes import (
+    NoteContext,
+    note_bytes,
+    open_note,
+    rows_of_note,
+    seal_note,
+)
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_protocols.withdrawal import (
     NOTICE_TRANSITIONS,
@@ -74,8 +80,16 @@ def test_a_notes_length_says_nothing_about_how_many_rows_it_names() -> None:
     assert len({len(sealed(n).sealed) for n in (1, 2, 20)}) == 1
     with pytest.raises(LimitExceededError, match="does not fit"):
         sealed(60)
-    with pytest.raises(LimitExceededError, match="one statement"):
-        note_bytes(100_000, 13)
+
+
+@given(n_rows=st.integers(1, 100_000), n_features=st.integers(1, 512))
+def test_as_many_rows_as_promised_fit_into_a_note(n_rows: int, n_features: int) -> None:
+    n_fitting = min(n_rows, rows_of_note(n_rows, n_features))
+    assert n_fitting >= 1
+    row = pb.WithdrawnRow(token=b"t" * 16, action="correct", values=[1.0] * n_features)
+    one = pb.WithdrawalBody(rows=[row], reason="x" * 2000).ByteSize()
+    body_bytes = one + (n_fitting - 1) * pb.WithdrawalBody(rows=[row]).ByteSize()
+    assert body_bytes + 4 <= note_bytes(n_rows, n_features) <= 512 * 1024
 
 
 @given(content=st.binary(max_size=3000))
