@@ -4,12 +4,14 @@ import re
 import secrets
 
 from synthedge_client import outbound
+from synthedge_client.dictionaries import require_accepted
 from synthedge_client.keystore import Steward
 from synthedge_client.site import Site
 from synthedge_client.site_table import load_site_table
 from synthedge_client.transfers import insert_request
 from synthedge_core.errors import RefusedError, UsageError
 from synthedge_core.grids import NamedGrid
+from synthedge_protocols.keys import key_id
 from synthedge_protocols.v1 import statements_pb2 as pb
 
 # Data Use Ontology terms, https://github.com/EBISPOT/DUO
@@ -72,11 +74,13 @@ def request(
         features=features,
         rows=rows,
         retention_days=dictionary.policy.retention_days,
-        hpke_key_id=site.keys.hpke.key_id,
+        hpke_key_id=site.hpke_key.key_id,
         nonce=secrets.token_bytes(32),
     )
     with site.store.write() as connection:
+        require_accepted(connection)
         site.require_verified_peer(connection, donor)
+        body.donor_key_id = key_id(site.peer_public_key(connection, donor))
         signed = steward.sign(site, body)
         transfer_id = insert_request(connection, signed, body, role="recipient", who=steward.name)
         outbound.enqueue(connection, "transfer-request", signed, steward.name)

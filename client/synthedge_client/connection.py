@@ -166,9 +166,12 @@ class Connection:
                 timeout=TRANSFER_TIMEOUT_S,
             )
 
-    def release_key(self, transfer_id: bytes) -> pb.SignedStatement:
-        """Ask for the sealed key: the coordinator's last check that nothing was revoked."""
+    def release_key(self, request: pb.SignedStatement) -> pb.SignedStatement:
+        """Ask for the sealed key with a signed ReleaseRequest: the last check that nothing was revoked."""
+        statement = pb.Statement.FromString(request.statement)
+        transfer_id = pb.ReleaseRequest.FromString(statement.payload).transfer_id
         with _as_protocol_errors(self._address):
             return self._stub.ReleaseKey(
-                wire.KeyRequest(transfer_id=transfer_id), timeout=LIMITS.call_timeout_s
+                wire.KeyRequest(transfer_id=transfer_id, request=request),
+                timeout=LIMITS.call_timeout_s,
             )

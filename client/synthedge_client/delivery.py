@@ -55,7 +55,7 @@ def fetch(site: Site, connection: Connection, transfer: Transfer) -> bool:
     was_begun = path.exists()
     _download(connection, transfer, path)
     # Asked for again after a crash, the key is the same.
-    signed = connection.release_key(transfer.id)
+    signed = connection.release_key(site.sign(pb.ReleaseRequest(transfer_id=transfer.id)))
     if transfer.state is State.RELAYED:
         with site.store.write() as transaction:
             move(
@@ -186,7 +186,7 @@ def _open(
             file,
             plain,
             sealed=Sealed.from_shipment(shipment),
-            key_pair=site.keys.hpke,
+            key_pair=site.keys.hpke_key(transfer.request.hpke_key_id),
             context=context,
             limits=LIMITS,
         )

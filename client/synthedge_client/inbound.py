@@ -13,8 +13,9 @@ from typing import TypeVar
 import sqlalchemy as sa
 from google.protobuf.message import Message
 
-from synthedge_client import outbound, store
+from synthedge_client import dictionaries, outbound, rotation, store
 from synthedge_client.donating import forget_selection
+from synthedge_client.hints import check_profile, check_proposals
 from synthedge_client.received import delete_samples
 from synthedge_client.settings import SiteSettings
 from synthedge_client.site import Site
@@ -40,7 +41,6 @@ from synthedge_protocols.statements import (
     Verified,
     read_unverified,
     verify,
-    verify_site_keys,
 )
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
@@ -70,7 +70,7 @@ def pin_peers(
         if keys.site == settings.id:
             continue
         try:
-            _pin(connection, keys, consortium)
+            rotation.pin(connection, keys, consortium)
             problem = None
         except ProtocolError as error:
             problem = str(error)
@@ -81,30 +81,6 @@ def pin_peers(
             store.record(connection, "peer refused", "agent", reason=problem)
             news.append(problem)
     return news
-
-
-def _pin(connection: sa.Connection, keys: pb.SiteKeys, consortium: str) -> None:
-    verify_site_keys(keys, consortium=consortium, now_ms=store.now_ms(), limits=LIMITS)
-    known = connection.execute(
-        sa.select(store.peers.c.statement_public_key).where(store.peers.c.site == keys.site)
-    ).scalar_one_or_none()
-    hpke_key = keys.hpke_key.SerializeToString()
-    if known is None:
-        connection.execute(
-            store.peers.insert().values(
-                site=keys.site, statement_public_key=keys.statement_public_key, hpke_key=hpke_key
-            )
-        )
-        store.record(connection, "peer first seen", "coordinator", peer=keys.site)
-    elif known != keys.statement_public_key:
-        raise VerificationError(
-            f"the coordinator shows another statement key for site '{keys.site}' than before; "
-            "telephone that site and compare fingerprints before anything else"
-        )
-    else:
-        connection.execute(
-            store.peers.update().where(store.peers.c.site == keys.site).values(hpke_key=hpke_key)
-        )
 
 
 def _is_news(connection: sa.Connection, problem: str) -> bool:
@@ -147,6 +123,8 @@ def _apply(site: Site, connection: sa.Connection, message: wire.InboxMessage) ->
         _keep_hint(site, connection, kind, message.profile)
     elif kind == "proposals":
         _keep_hint(site, connection, kind, message.proposals)
+    elif kind == "dictionary":
+        dictionaries.remember(connection, message.dictionary)
     elif kind == "statement":
         _apply_statement(site, connection, message.statement)
     elif kind == "shipment":
@@ -172,6 +150,10 @@ def _keep_hint(
         raise VerificationError(
             f"a {kind} of dictionary {digest[:12]} arrived, this site accepted {site.dictionary.digest[:12]}"
         )
+    if isinstance(hint, wire.HoleProfile):
+        check_profile(hint, site.dictionary)
+    else:
+        check_proposals(hint, site.dictionary, site.settings.id, LIMITS)
     connection.execute(
         store.hints.delete().where(
             (store.hints.c.dictionary_digest == digest) & (store.hints.c.kind == kind)
@@ -204,7 +186,8 @@ def verify_from_peer(
         expected_type=expected_type,
         consortium=site.consortium,
         site=peer,
-        site_public_key=site.peer_public_key(connection, peer),
+        site_public_key=rotation.peer_key(connection, signed, expected_type, peer)
+        or site.peer_public_key(connection, peer),
         dictionary_digest=bytes.fromhex(site.dictionary.digest),
         now_ms=store.now_ms(),
         limits=LIMITS,
@@ -213,6 +196,8 @@ def verify_from_peer(
 
 def _apply_statement(site: Site, connection: sa.Connection, signed: pb.SignedStatement) -> None:
     statement = read_unverified(signed, limits=LIMITS)
+    if statement.dictionary_digest:
+        site = site.under(statement.dictionary_digest)
     expected_type = STATEMENT_TYPES[statement.type].message
     verified = verify_from_peer(site, connection, signed, expected_type, statement.signer_site)
     body = verified.payload
@@ -222,6 +207,11 @@ def _apply_statement(site: Site, connection: sa.Connection, signed: pb.SignedSta
     if not isinstance(body, pb.Approval | pb.Ending | pb.Receipt):
         raise MalformedError(f"a statement of type '{statement.type}' is not sent to a site")
     transfer = get_transfer(connection, body.transfer_id)
+    if transfer.dictionary_digest != statement.dictionary_digest:
+        raise VerificationError(
+            f"transfer {transfer.short_id} finishes under the dictionary it was requested with; "
+            f"site '{statement.signer_site}' signed under another"
+        )
     if transfer.peer != statement.signer_site:
         raise VerificationError(
             f"site '{statement.signer_site}' signed a statement about a transfer with '{transfer.peer}'"
@@ -280,6 +270,7 @@ def _receive_request(
     region_of(site, request)
     if not set(grid.features) <= set(request.features):
         raise VerificationError("a transfer request leaves out features of its own region")
+    rotation.require_own(site, request.donor_key_id)
     insert_request(connection, signed, request, role="donor", who="coordinator")
 
 

@@ -71,6 +71,43 @@ class KeyStore:
         """When the TLS certificate ends (UTC)."""
         return load_certificate(read_certificate(self.certificate_file)).not_valid_after_utc
 
+    def statement_key(self, identifier: bytes) -> StatementKey:
+        """One of the site's statement keys, current or replaced.
+
+        Raises
+        ------
+        IdentityError
+            If there is no such key.
+        """
+        if identifier == self.statement.key_id:
+            return self.statement
+        return StatementKey.load(self._file("statement", identifier), self.secret)
+
+    def hpke_key(self, identifier: bytes) -> HpkeKeyPair:
+        """One of the site's HPKE keys, current or replaced; raises as `statement_key`."""
+        if identifier == self.hpke.key_id:
+            return self.hpke
+        return HpkeKeyPair.load(self._file("hpke", identifier), self.secret)
+
+    def add_statement_key(self, key: StatementKey) -> None:
+        """Write a further statement key."""
+        key.save(self._file("statement", key.key_id), self.secret)
+
+    def add_hpke_key(self, key: HpkeKeyPair) -> None:
+        """Write a further HPKE key."""
+        key.save(self._file("hpke", key.key_id), self.secret)
+
+    def keep_hpke_keys(self, needed: set[bytes]) -> int:
+        """Delete every further HPKE key but the needed ones; return how many."""
+        kept = {self._file("hpke", identifier) for identifier in needed}
+        unneeded = [path for path in self.folder.glob("hpke-*.key") if path not in kept]
+        for path in unneeded:
+            path.unlink()
+        return len(unneeded)
+
+    def _file(self, kind: str, identifier: bytes) -> Path:
+        return self.folder / f"{kind}-{identifier.hex()[:16]}.key"
+
     def encrypt(self, data: bytes, context: bytes) -> bytes:
         """Encrypt for the database; `context` must be given again to decrypt."""
         nonce = os.urandom(12)
@@ -166,6 +203,7 @@ class Steward:
                 not_before_ms=now - _DAY_MS,
                 not_after_ms=now + STEWARD_DAYS * _DAY_MS,
             ),
+            key=site.signing_key(payload),
         )
         return sign(
             self.key,

@@ -13,7 +13,7 @@ import logging
 
 import sqlalchemy as sa
 
-from synthedge_client import store
+from synthedge_client import rotation, store
 from synthedge_client.connection import Connection
 from synthedge_client.donating import withdraw_approval
 from synthedge_client.received import delete_samples
@@ -99,6 +99,8 @@ def _take_back(
         if transfer.state is State.REQUESTED:
             move(transaction, transfer, Event.CANCEL, Party.RECIPIENT, "agent", reason=reason)
         return
+    if kind == rotation.KIND:
+        rotation.take_back(transaction)
     if kind not in _PAYLOADS:
         return  # a report or an ending: the ledger, or the transfer's end, stands as it is
     payload = pb.Statement.FromString(signed.statement).payload

@@ -13,18 +13,19 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from synthedge_client import outbound, store
+from synthedge_client import outbound
 from synthedge_client.connection import Connection
 from synthedge_client.donating import lost_consents, prepared_payload, withdraw_approval
+from synthedge_client.rotation import hpke_key_of
 from synthedge_client.sealed_files import open_private, outgoing_file
 from synthedge_client.site import Site
 from synthedge_client.transfers import Transfer, move, sealing_context
 from synthedge_protocols.compression import compress
+from synthedge_protocols.errors import IdentityError
 from synthedge_protocols.keys import HpkePublicKey
 from synthedge_protocols.lifecycle import Event, Party, State
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.sealing import seal
-from synthedge_protocols.v1 import statements_pb2 as pb
 
 LIMITS = Limits()
 
@@ -86,12 +87,12 @@ def _has_lost_consents(site: Site, transaction: sa.Connection, transfer: Transfe
 
 def _peer_hpke(site: Site, transaction: sa.Connection, transfer: Transfer) -> HpkePublicKey:
     site.require_verified_peer(transaction, transfer.peer)
-    blob = transaction.execute(
-        sa.select(store.peers.c.hpke_key).where(store.peers.c.site == transfer.peer)
-    ).scalar_one()
-    # Its signature was verified when it was stored; `seal` refuses it if it is not the request's.
-    statement = pb.Statement.FromString(pb.SignedStatement.FromString(blob).statement)
-    return HpkePublicKey(pb.HpkeKey.FromString(statement.payload).public_key)
+    key = hpke_key_of(transaction, transfer.peer, transfer.request.hpke_key_id)
+    if key is None:
+        raise IdentityError(
+            f"the request of site '{transfer.peer}' names a sealing key that its directory entry never showed here"
+        )
+    return key
 
 
 def _upload(site: Site, connection: Connection, transfer: Transfer) -> bool:

@@ -1,22 +1,22 @@
-"""An opened site: its settings, keys, database and the dictionary it accepted, together."""
+"""An opened site: its settings, keys, database and the dictionary it works under, together."""
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from synthedge_client import store
+from synthedge_client import dictionaries, store
 from synthedge_client.keystore import KeyStore, create_keys, load_keys
 from synthedge_client.settings import SITE_FILE, SiteSettings, load_settings
-from synthedge_core.dictionary import Dictionary, parse_dictionary
-from synthedge_core.errors import RefusedError, UsageError
+from synthedge_core.dictionary import Dictionary
+from synthedge_core.errors import RefusedError, TableError, UsageError
 from synthedge_core.grids import NamedGrid
-from synthedge_protocols.keys import fingerprint, same_fingerprint
+from synthedge_protocols.keys import HpkeKeyPair, StatementKey, fingerprint, same_fingerprint
 from synthedge_protocols.names import check_name
 from synthedge_protocols.statements import STATEMENT_TYPES, sign, type_name
 from synthedge_protocols.v1 import statements_pb2 as pb
@@ -34,11 +34,13 @@ class Site:
     settings: SiteSettings
     keys: KeyStore
     store: store.Store
+    # None: the one in force.
+    only_under: Dictionary | None = None
 
     @cached_property
     def _facts(self) -> dict[str, str]:
         with self.store.read() as connection:
-            names = ("consortium", "address", "dictionary")
+            names = ("consortium", "address")
             return {name: store.require_fact(connection, name) for name in names}
 
     @property
@@ -48,23 +50,84 @@ class Site:
 
     @cached_property
     def dictionary(self) -> Dictionary:
-        """The dictionary this site accepted."""
-        return parse_dictionary(self._facts["dictionary"])
+        """The dictionary this site works under; see `dictionaries`."""
+        if self.only_under is not None:
+            return self.only_under
+        with self.store.read() as connection:
+            return dictionaries.in_force(connection).dictionary
+
+    def under(self, dictionary: Dictionary | bytes) -> "Site":
+        """This site under another dictionary it accepted: a transfer finishes under the one it was requested with.
+
+        Parameters
+        ----------
+        dictionary : Dictionary or bytes
+            Itself, or its digest.
+
+        Raises
+        ------
+        RefusedError
+            If this site accepted no dictionary of that digest.
+        """
+        if isinstance(dictionary, bytes):
+            if dictionary.hex() == self.dictionary.digest:
+                return self
+            with self.store.read() as connection:
+                dictionary = dictionaries.accepted_dictionary(connection, dictionary)
+        return replace(self, only_under=dictionary)
+
+    def refreshed(self) -> "Site":
+        """This site as other commands left it since it was opened: its site.toml, the dictionary it accepted."""
+        try:
+            settings = _load_settings(self.settings.folder, self.store)
+        except TableError:
+            # Somebody is editing it; the agent goes on with what it has.
+            settings = self.settings
+        return replace(self, settings=settings)
 
     @property
     def fingerprint(self) -> str:
-        """Of the site's statement key."""
-        return self.keys.statement.fingerprint
+        """Of the site's current statement key."""
+        return self.statement_key.fingerprint
+
+    @property
+    def statement_key(self) -> StatementKey:
+        """The current one; a rotation by another process counts at once."""
+        identifier = self._current(store.STATEMENT_KEY)
+        return self.keys.statement if identifier is None else self.keys.statement_key(identifier)
+
+    @property
+    def hpke_key(self) -> HpkeKeyPair:
+        """The current one."""
+        identifier = self._current(store.HPKE_KEY)
+        return self.keys.hpke if identifier is None else self.keys.hpke_key(identifier)
+
+    def _current(self, fact: str) -> bytes | None:
+        with self.store.read() as connection:
+            identifier = store.get_fact(connection, fact)
+        return None if identifier is None else bytes.fromhex(identifier)
+
+    def signing_key(self, payload: "Message") -> StatementKey:
+        """The key a statement is signed with: its transfer's, where it is about one, else the current one."""
+        from synthedge_client.transfers import own_key_id
+
+        transfer_id: bytes | None = getattr(payload, "transfer_id", None)
+        if transfer_id is not None:
+            with self.store.read() as connection:
+                identifier = own_key_id(connection, transfer_id)
+            if identifier is not None:
+                return self.keys.statement_key(identifier)
+        return self.statement_key
 
     def grid(self, name: str) -> NamedGrid:
         """One of the dictionary's grids."""
         return NamedGrid(self.dictionary, self.dictionary.grid(name))
 
-    def sign(self, payload: "Message") -> pb.SignedStatement:
-        """Sign a statement with the site's own key."""
+    def sign(self, payload: "Message", key: StatementKey | None = None) -> pb.SignedStatement:
+        """Sign a statement with the site's own key; see `signing_key` for which."""
         under = STATEMENT_TYPES[type_name(type(payload))].under_dictionary
         return sign(
-            self.keys.statement,
+            key or self.signing_key(payload),
             payload,
             consortium=self.consortium,
             site=self.settings.id,
@@ -106,7 +169,10 @@ class Site:
         RefusedError
             If so.
         """
+        from synthedge_client.rotation import require_settled
+
         self.peer_public_key(connection, peer)
+        require_settled(connection, peer)
         verified = connection.execute(
             sa.select(store.peers.c.verified_at_ms).where(store.peers.c.site == peer)
         ).scalar_one()
@@ -125,21 +191,34 @@ class Site:
                 "site": row.site,
                 "fingerprint": fingerprint(row.statement_public_key),
                 "verified": row.verified_at_ms is not None,
+                "pending": fingerprint(row.pending_public_key) if row.pending_public_key else "",
                 "problem": row.problem or "",
             }
             for row in rows
         ]
 
     def verify_peer(self, peer: str, typed: str) -> None:
-        """Mark a peer's key as compared.
+        """Mark a peer's key as compared; an announced new key becomes the pinned one.
 
         Raises
         ------
         RefusedError
             If the fingerprints differ.
         """
+        from synthedge_client.rotation import confirm
+
         with self.store.write() as connection:
             key = self.peer_public_key(connection, peer)
+            pending: bytes | None = connection.execute(
+                sa.select(store.peers.c.pending_public_key).where(store.peers.c.site == peer)
+            ).scalar_one()
+            if pending is not None and same_fingerprint(typed, pending):
+                key = confirm(connection, peer)
+            elif pending is not None:
+                raise RefusedError(
+                    f"site '{peer}' announced {fingerprint(pending)}, not what was typed; "
+                    "read both once more with it by telephone"
+                )
             if not same_fingerprint(typed, key):
                 raise RefusedError(
                     f"the coordinator shows {fingerprint(key)} for site '{peer}', not what was typed; "
@@ -167,16 +246,26 @@ def open_site(folder: Path) -> Iterator[Site]:
         If a key is missing or may be read by others.
     """
     settings = load_settings(folder)
-    site = Site(settings, load_keys(settings.keys), store.Store(settings.database))
+    keys, database = load_keys(settings.keys), store.Store(settings.database)
+    site = Site(_load_settings(folder, database), keys, database)
     try:
         yield site
     finally:
         site.store.close()
 
 
+def _load_settings(folder: Path, database: store.Store) -> SiteSettings:
+    with database.read() as connection:
+        known = dictionaries.list_known(connection)
+    # A column may be described for a dictionary that is no more, or not yet, in force.
+    names = frozenset(name for one in known for name in one.dictionary.feature_names)
+    return replace(load_settings(folder), known_features=names)
+
+
 def site_fingerprint(folder: Path) -> str:
     """The fingerprint of a site that need not be enrolled yet."""
-    return load_keys(load_settings(folder).keys).statement.fingerprint
+    with open_site(folder) as site:
+        return site.fingerprint
 
 
 def create_site(folder: Path, *, id: str, data: Path, patient_id: str, consent: str) -> str:

@@ -17,13 +17,27 @@ from synthedge_core.errors import SynthEdgeError
 from synthedge_protocols.event_log import EventLog
 from synthedge_protocols.writer import WRITES, sqlite_engine
 
+# Facts that name the site's current keys by their ids, hex; absent until the first rotation.
+STATEMENT_KEY = "statement key"
+HPKE_KEY = "hpke key"
+
 metadata = sa.MetaData()
 
 facts = sa.Table(
-    "facts",  # what enrolment told: consortium, address, dictionary; before it, the pending request
+    "facts",  # what enrolment told: consortium, address; before it, the pending request
     metadata,
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("value", sa.Text, nullable=False),
+)
+dictionaries = sa.Table(
+    "dictionaries",  # every one the coordinator told of; see `dictionaries`
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False, unique=True),
+    sa.Column("toml", sa.Text, nullable=False),
+    sa.Column("told_at_ms", sa.Integer, nullable=False),
+    sa.Column("accepted_at_ms", sa.Integer),  # NULL until a steward accepted it
+    sa.Column("accepted_by", sa.Text),
 )
 peers = sa.Table(
     "peers",
@@ -33,7 +47,16 @@ peers = sa.Table(
     sa.Column("hpke_key", sa.LargeBinary, nullable=False),  # serialised SignedStatement
     sa.Column("verified_at_ms", sa.Integer),  # NULL until somebody compared fingerprints
     sa.Column("problem", sa.Text),  # what was wrong with the keys last shown for it
+    sa.Column("pending_public_key", sa.LargeBinary),  # announced by a rotation, not compared yet
+    sa.Column("pending_hpke_key", sa.LargeBinary),
     sa.Column("standing", sa.Text),  # NULL, or why it takes no part: paused, left, revoked, ...
+)
+peer_keys = sa.Table(
+    "peer_keys",  # keys that peers replaced, statement and HPKE: transfers finish under them
+    metadata,
+    sa.Column("site", sa.Text, primary_key=True),
+    sa.Column("key_id", sa.LargeBinary, primary_key=True),
+    sa.Column("public_key", sa.LargeBinary, nullable=False),
 )
 releases = sa.Table(
     "releases",

@@ -16,8 +16,8 @@ from synthedge_client.site import Site
 from synthedge_core.errors import UsageError
 from synthedge_core.grids import NamedGrid
 from synthedge_protocols.errors import LifecycleError, ReplayError
-from synthedge_protocols.keys import key_id
 from synthedge_protocols.lifecycle import Event, Party, State, advance
+from synthedge_protocols.rotation import site_key_id
 from synthedge_protocols.sealing import SealingContext
 from synthedge_protocols.statements import transfer_id as digest_of_request
 from synthedge_protocols.v1 import statements_pb2 as pb
@@ -53,6 +53,11 @@ class Transfer:
     has_manifest: bool
     created_at_ms: int
     changed_at_ms: int
+
+    @property
+    def dictionary_digest(self) -> bytes:
+        """Of the dictionary it was requested under, and finishes under; 32 bytes."""
+        return pb.Statement.FromString(self.signed_request.statement).dictionary_digest
 
     @property
     def short_id(self) -> str:
@@ -232,6 +237,22 @@ def _update(connection: sa.Connection, transfer: Transfer, values: dict[str, obj
     )
 
 
+def own_key_id(connection: sa.Connection, transfer_id: bytes) -> bytes | None:
+    """Id of this site's statement key under which a transfer finishes; None if there is no such transfer."""
+    row = connection.execute(
+        sa.select(store.transfers.c.role, store.transfers.c.request).where(
+            store.transfers.c.transfer_id == transfer_id
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    signed = pb.SignedStatement.FromString(row.request)
+    if row.role == "recipient":
+        return site_key_id(signed)
+    statement = pb.Statement.FromString(signed.statement)
+    return pb.TransferRequest.FromString(statement.payload).donor_key_id
+
+
 def region_of(site: Site, request: pb.TransferRequest) -> tuple[NamedGrid, int]:
     """The grid and flat voxel index a request is about."""
     grid = site.grid(request.grid)
@@ -248,15 +269,12 @@ def sealing_context(
     MalformedError
         If one of the digests has another length.
     """
-    own = site.keys.statement.key_id
-    peer = key_id(site.peer_public_key(connection, transfer.peer))
-    donor, recipient = (own, peer) if transfer.role == "donor" else (peer, own)
     return SealingContext(
         transfer_id=transfer.id,
         request_digest=sha256(transfer.signed_request.statement),
         manifest_commitment=manifest_commitment,
-        donor_key_id=donor,
-        recipient_key_id=recipient,
+        donor_key_id=transfer.request.donor_key_id,
+        recipient_key_id=site_key_id(transfer.signed_request),
         recipient_hpke_key_id=transfer.request.hpke_key_id,
-        dictionary_digest=bytes.fromhex(site.dictionary.digest),
+        dictionary_digest=transfer.dictionary_digest,
     )

@@ -21,6 +21,7 @@ from synthedge_protocols.names import check_name
 __all__ = [
     "CERTIFICATE_DAYS",
     "create_ca",
+    "is_past_half_life",
     "issue_server_certificate",
     "issue_site_certificate",
     "load_certificate",
@@ -164,6 +165,12 @@ def issue_server_certificate(
         now=now,
         days=days,
     )
+
+
+def is_past_half_life(certificate: x509.Certificate, now: datetime) -> bool:
+    """Whether a certificate is to be renewed: half of its life is over, or it has not begun."""
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return not begin <= now <= begin + (end - begin) / 2
 
 
 def load_certificate(data: bytes) -> x509.Certificate:

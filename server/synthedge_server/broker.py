@@ -27,6 +27,7 @@ from synthedge_protocols.lifecycle import (
     ending_event,
 )
 from synthedge_protocols.limits import Limits
+from synthedge_protocols.rotation import site_key_id
 from synthedge_protocols.statements import Verified, transfer_id
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
@@ -102,6 +103,8 @@ class Broker:
                 rows=request.rows,
                 purpose=request.purpose,
                 request_digest=verified.digest,
+                recipient_key_id=site_key_id(verified.signed),
+                donor_key_id=request.donor_key_id,
                 state=advance(
                     State.PROPOSED, Event.REQUEST, Party.RECIPIENT, at=Party.COORDINATOR
                 ).value,
@@ -242,8 +245,8 @@ class Broker:
         transaction.post(row.recipient, wire.InboxMessage(shipment=notice))
         transaction.record(row.donor, "relayed", identifier.hex(), digest.hex())
 
-    def release_key(self, transaction: Transaction, site: str, identifier: bytes) -> bytes:
-        """Hand the sealed key to the recipient, if neither site was suspended meanwhile.
+    def release_key(self, transaction: Transaction, verified: Verified[pb.ReleaseRequest]) -> bytes:
+        """Hand the sealed key to the recipient who signed for it, if neither site was suspended meanwhile.
 
         Returns
         -------
@@ -258,7 +261,9 @@ class Broker:
             If the transfer is not the caller's to open, or has no complete upload.
         """
         connection = transaction.connection
+        site, identifier = verified.site, verified.payload.transfer_id
         row = waiting_for(connection, identifier, site)
+        self._transfer(connection, identifier, verified, Party.RECIPIENT)
         upload = upload_of(connection, identifier)
         for party in (row.donor, row.recipient):
             if site_state(connection, party) != "active":
@@ -268,7 +273,7 @@ class Broker:
                 )
         if State(row.state) is not State.DELIVERED:
             self._move(transaction, row, Event.DELIVER, Party.RECIPIENT)
-            transaction.record(site, "key-released", identifier.hex())
+            transaction.record(site, "key-released", identifier.hex(), verified.digest.hex())
         if upload is None:
             raise LifecycleError(f"transfer {short_id(row)} has no sealed bytes here")
         shipment: bytes = upload.shipment

@@ -214,6 +214,7 @@ def _register(transaction: Transaction, candidate: _Candidate, certificate: byte
             tls_key_digest=candidate.tls_key_digest,
             last_sequence=0,
             enrolled_at_ms=transaction.now_ms,
+            certified_at_ms=transaction.now_ms,
         )
     )
     connection.execute(

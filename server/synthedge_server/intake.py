@@ -2,20 +2,30 @@
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
+from google.protobuf.message import Message
 from sqlalchemy import Connection, insert, select
 
 from synthedge_protocols.errors import IdentityError, PolicyError
 from synthedge_protocols.limits import Limits
-from synthedge_protocols.statements import STATEMENT_TYPES, Verified, read_unverified, verify
+from synthedge_protocols.statements import (
+    STATEMENT_TYPES,
+    Verified,
+    read_unverified,
+    type_name,
+    verify,
+)
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import store
 from synthedge_server.broker import Broker
 from synthedge_server.ledger import Ledger, Transaction
 from synthedge_server.registry import Registry
+from synthedge_server.rotation import accept_rotation, statement_key
 
+M = TypeVar("M", bound=Message)
 # What starts something new is made under the current dictionary; the rest finishes under its transfer's.
 _STARTS = ("gap-report", "transfer-request")
 
@@ -50,6 +60,7 @@ class Intake:
             "shipment": broker.ship,
             "receipt": broker.receive,
             "ending": broker.end,
+            "key-rotation": partial(accept_rotation, consortium=consortium, limits=limits),
         }
 
     async def submit(self, site: str, signed: pb.SignedStatement) -> wire.SubmitReceipt:
@@ -86,20 +97,26 @@ class Intake:
                 # Before anything is judged: a certificate that expired since must not turn a repeated
                 # question into a refusal.
                 return receipt
-            public_key = connection.execute(
-                select(store.sites.c.statement_public_key).where(store.sites.c.site == site)
-            ).scalar_one()
-        verified = verify(
+        verified = self.verified(site, signed, STATEMENT_TYPES[statement.type].message)
+        return await self._ledger.write(lambda t: _act_once(t, verified, handler))
+
+    def verified(
+        self, site: str, signed: pb.SignedStatement, expected_type: type[M]
+    ) -> Verified[M]:
+        """Check one statement of a site against its keys on record; raises as `statements.verify`."""
+        with self._ledger.engine.connect() as connection:
+            public_key = statement_key(connection, site, signed, expected_type)
+        name = type_name(expected_type)
+        return verify(
             signed,
-            expected_type=STATEMENT_TYPES[statement.type].message,
+            expected_type=expected_type,
             consortium=self._consortium,
             site=site,
             site_public_key=public_key,
-            dictionary_digest=self._digest if statement.type in _STARTS else None,
+            dictionary_digest=self._digest if name in _STARTS else None,
             now_ms=self._ledger.clock(),
             limits=self._limits,
         )
-        return await self._ledger.write(lambda t: _act_once(t, verified, handler))
 
     async def note_refusal(self, site: str, error: Exception) -> None:
         """Write down that a statement of a site was refused, and why."""

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, select
 from synthedge_core.dictionary import Policy
 from synthedge_core.errors import GridError
 from synthedge_protocols.errors import IdentityError, MalformedError, PolicyError
+from synthedge_protocols.keys import key_id
 from synthedge_protocols.statements import Verified
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import store
@@ -52,12 +53,20 @@ def check_request(
         raise MalformedError(f"the request: {error}") from None
     _check_features(request, registry)
     _check_policy(request, registry.dictionary.policy)
-    key_id = connection.execute(
+    hpke_key_id = connection.execute(
         select(store.sites.c.hpke_key_id).where(store.sites.c.site == verified.site)
     ).scalar_one()
-    if request.hpke_key_id != key_id:
+    if request.hpke_key_id != hpke_key_id:
         raise IdentityError(
             f"the request of site '{verified.site}' names an HPKE key that is not its registered one"
+        )
+    donor_key = connection.execute(
+        select(store.sites.c.statement_public_key).where(store.sites.c.site == request.donor)
+    ).scalar_one()
+    if request.donor_key_id != key_id(donor_key):
+        raise IdentityError(
+            f"the request names another key of site '{request.donor}' than the one on record; it changed its keys: "
+            f"compare the new fingerprint ('synthedge site peers verify {request.donor} FINGERPRINT') and ask again"
         )
     if len(request.nonce) != _NONCE_BYTES:
         raise MalformedError(f"the request: a nonce has {_NONCE_BYTES} bytes")

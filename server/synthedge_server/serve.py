@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 # Before gRPC makes its first credentials: with an ECDSA certificate this RSA suite leaves nothing of TLS 1.2, and
@@ -17,19 +16,17 @@ os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
-from cryptography import x509
 from sqlalchemy import select
 
 from synthedge_core.dictionary import parse_dictionary
 from synthedge_core.errors import RefusedError
-from synthedge_protocols.certificates import CERTIFICATE_DAYS, load_certificate, pem
+from synthedge_protocols.certificates import load_certificate
 from synthedge_protocols.errors import IdentityError, UnavailableError
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import coordinator_pb2_grpc as rpc
 from synthedge_protocols.writer import Writer, sqlite_engine
 from synthedge_server import store
-from synthedge_server.authority import certify_server, load_tls_key
 from synthedge_server.boundary import Boundary
 from synthedge_server.broker import Broker
 from synthedge_server.callers import Callers, Context
@@ -40,6 +37,7 @@ from synthedge_server.ledger import Ledger, system_clock
 from synthedge_server.log import log
 from synthedge_server.registry import Registry
 from synthedge_server.relay import Spool, spool_key
+from synthedge_server.renewal import Renewal, ServerCertificate
 from synthedge_server.servicer import CoordinatorServicer
 from synthedge_server.settings import Address, Settings, read_settings
 
@@ -51,14 +49,21 @@ _TICK_S: Final = 0.5
 class EnrolmentServicer(rpc.EnrolmentServicer):
     """What a site without a certificate may call."""
 
-    def __init__(self, enrolment: Enrolment) -> None:
+    def __init__(self, enrolment: Enrolment, renewal: Renewal) -> None:
         self._enrolment = enrolment
+        self._renewal = renewal
 
     async def Enrol(self, request: wire.EnrolRequest, context: Context) -> wire.EnrolResponse:
         """Turn a token into a certificate."""
         response = await self._enrolment.enrol(request)
         log("enrolled", site=request.site)
         return response
+
+    async def RenewExpired(
+        self, request: wire.RenewRequest, context: Context
+    ) -> wire.RenewResponse:
+        """Certify an enrolled site that was away until its certificate had expired."""
+        return await self._renewal.renew(request)
 
 
 class Coordinator:
@@ -75,12 +80,14 @@ class Coordinator:
         ledger: Ledger,
         broker: Broker,
         servicer: CoordinatorServicer,
+        certificate: ServerCertificate,
         servers: tuple[grpc.aio.Server, grpc.aio.Server],
         ports: tuple[int, int],
     ) -> None:
         self._ledger = ledger
         self._broker = broker
         self._servicer = servicer
+        self._certificate = certificate
         self._servers = servers
         self.sites_port, self.enrolment_port = ports
         self._housekeeping = asyncio.create_task(self._keep_house())
@@ -106,6 +113,7 @@ class Coordinator:
         inactive: set[str] = set()
         while True:
             inactive = await self._tidy(inactive)
+            await self._certificate.renew_if_due()
             await asyncio.sleep(_TICK_S)
 
     async def _tidy(self, inactive_before: set[str]) -> set[str]:
@@ -217,11 +225,11 @@ async def _start(
     registry = Registry(parse_dictionary(document.toml))
     broker = Broker(registry, limits)
     ca_certificate = load_certificate(folder.ca_certificate.read_bytes())
-    chain = _server_certificate(folder, settings, ledger.clock()) + pem(ca_certificate)
-    pair = (load_tls_key(folder).pem(), chain)
+    certificate = ServerCertificate(folder, settings, ledger.clock)
     callers = Callers(settings.consortium, ca_certificate, ledger)
     intake = Intake(settings.consortium, ledger, registry, broker, limits)
-    servicer = CoordinatorServicer(callers, intake, broker, ledger, limits)
+    renewal = Renewal(folder, ledger, intake, limits)
+    servicer = CoordinatorServicer(callers, intake, broker, renewal, ledger, limits)
 
     sites = _server(Boundary(callers.site_of), limits)
     rpc.add_CoordinatorServicer_to_server(servicer, sites)
@@ -234,23 +242,18 @@ async def _start(
                 ledger,
                 wire.DictionaryDocument(digest=document.digest, toml=document.toml),
                 limits,
-            )
+            ),
+            renewal,
         ),
         enrolment,
     )
     ports = (
-        _bind(
-            sites,
-            settings.listen,
-            grpc.ssl_server_credentials(
-                [pair], root_certificates=pem(ca_certificate), require_client_auth=True
-            ),
-        ),
-        _bind(enrolment, settings.enrolment_listen, grpc.ssl_server_credentials([pair])),
+        _bind(sites, settings.listen, certificate.credentials(with_clients=True)),
+        _bind(enrolment, settings.enrolment_listen, certificate.credentials(with_clients=False)),
     )
     await sites.start()
     await enrolment.start()
-    return Coordinator(ledger, broker, servicer, (sites, enrolment), ports)
+    return Coordinator(ledger, broker, servicer, certificate, (sites, enrolment), ports)
 
 
 def _server(boundary: Boundary, limits: Limits) -> grpc.aio.Server:
@@ -282,28 +285,6 @@ def _anybody_over_tls_13(context: Context) -> str:
     if list((context.auth_context() or {}).get("ssl_tls_version", ())) != [b"TLSv1.3"]:
         raise IdentityError("the connection is not TLS 1.3; update the site's software")
     return "not enrolled"
-
-
-def _server_certificate(folder: CoordinatorFolder, settings: Settings, now_ms: int) -> bytes:
-    """Return the TLS certificate, a new one if it is past half its life or names other hosts."""
-    if folder.tls_certificate.exists():
-        certificate = load_certificate(folder.tls_certificate.read_bytes())
-        left = certificate.not_valid_after_utc - datetime.fromtimestamp(now_ms / 1000, UTC)
-        if left > timedelta(days=CERTIFICATE_DAYS / 2) and _hosts(certificate) == set(
-            settings.names
-        ):
-            return pem(certificate)
-    certificate = certify_server(folder)
-    staged = folder.tls_certificate.with_suffix(".new")
-    staged.write_bytes(pem(certificate))
-    staged.replace(folder.tls_certificate)
-    log("server-certificate-issued", expires=str(certificate.not_valid_after_utc))
-    return pem(certificate)
-
-
-def _hosts(certificate: x509.Certificate) -> set[str]:
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    return {str(name.value) for name in names}
 
 
 @contextmanager

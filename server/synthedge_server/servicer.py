@@ -28,6 +28,8 @@ from synthedge_server.intake import Intake
 from synthedge_server.ledger import Ledger
 from synthedge_server.log import log
 from synthedge_server.relay import spool_key
+from synthedge_server.renewal import Renewal
+from synthedge_server.rotation import directory_entries
 from synthedge_server.transfer_records import transfer_of, upload_of, waiting_for
 
 _UPLOADED = (State.RELAYED, State.DELIVERED, State.ACTIVE, State.REFUSED, State.PURGED)
@@ -42,16 +44,24 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
         Whose call it is; asked again whenever a stream goes on.
     intake : Intake
     broker : Broker
+    renewal : Renewal
     ledger : Ledger
     limits : Limits
     """
 
     def __init__(
-        self, callers: Callers, intake: Intake, broker: Broker, ledger: Ledger, limits: Limits
+        self,
+        callers: Callers,
+        intake: Intake,
+        broker: Broker,
+        renewal: Renewal,
+        ledger: Ledger,
+        limits: Limits,
     ) -> None:
         self._callers = callers
         self._intake = intake
         self._broker = broker
+        self._renewal = renewal
         self._ledger = ledger
         self._limits = limits
         self._is_stopping = False
@@ -102,24 +112,8 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
         self, request: wire.DirectoryRequest, context: Context
     ) -> wire.Directory:
         """List the keys of all active sites."""
-        sites, keys = store.sites, store.keys
         with self._ledger.engine.connect() as connection:
-            rows = connection.execute(
-                select(sites.c.site, sites.c.statement_public_key, keys.c.statement)
-                .join(keys, keys.c.key_id == sites.c.hpke_key_id)
-                .where(sites.c.state == "active")
-                .order_by(sites.c.site)
-            ).all()
-        return wire.Directory(
-            sites=[
-                pb.SiteKeys(
-                    site=row.site,
-                    statement_public_key=row.statement_public_key,
-                    hpke_key=pb.SignedStatement.FromString(row.statement),
-                )
-                for row in rows
-            ]
-        )
+            return wire.Directory(sites=directory_entries(connection))
 
     async def GetDictionary(
         self, request: wire.DictionaryRequest, context: Context
@@ -196,10 +190,19 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
     async def ReleaseKey(self, request: wire.KeyRequest, context: Context) -> pb.SignedStatement:
         """Hand out the sealed key after a last look at who was suspended."""
         site = self._callers.site_of(context)
-        shipment = await self._ledger.write(
-            lambda t: self._broker.release_key(t, site, request.transfer_id)
-        )
+        try:
+            verified = self._intake.verified(site, request.request, pb.ReleaseRequest)
+            if verified.payload.transfer_id != request.transfer_id:
+                raise VerificationError("the key request was signed for another transfer")
+            shipment = await self._ledger.write(lambda t: self._broker.release_key(t, verified))
+        except ProtocolError as error:
+            await self._intake.note_refusal(site, error)
+            raise
         return pb.SignedStatement.FromString(shipment)
+
+    async def Renew(self, request: wire.RenewRequest, context: Context) -> wire.RenewResponse:
+        """Certify the calling site's TLS key anew."""
+        return await self._renewal.renew(request, self._callers.site_of(context))
 
     async def _next_chunk(self, chunks: AsyncIterator[wire.UploadChunk]) -> wire.UploadChunk | None:
         try:

@@ -35,6 +35,7 @@ sites: Final = Table(
     Column("tls_key_digest", LargeBinary, nullable=False),
     Column("last_sequence", BigInteger, nullable=False),
     Column("enrolled_at_ms", BigInteger, nullable=False),
+    Column("certified_at_ms", BigInteger, nullable=False),
 )
 
 # HPKE keys as the sites signed them; a site's current one is named by `sites.hpke_key_id`.
@@ -59,6 +60,18 @@ tokens: Final = Table(
     Column("used_at_ms", BigInteger),
     Column("request_digest", LargeBinary),
     Column("certificate", LargeBinary),
+)
+
+# Statement keys that a site replaced, each with the rotation it signed; `step` counts from 1.
+rotations: Final = Table(
+    "rotations",
+    METADATA,
+    Column("site", Text, ForeignKey("sites.site"), primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("old_key_id", LargeBinary, nullable=False),
+    Column("old_public_key", LargeBinary, nullable=False),
+    Column("statement", LargeBinary, nullable=False),
+    Column("rotated_at_ms", BigInteger, nullable=False),
 )
 
 dictionaries: Final = Table(
@@ -122,6 +135,8 @@ transfers: Final = Table(
     Column("rows", Integer, nullable=False),
     Column("purpose", Text, nullable=False),
     Column("request_digest", LargeBinary, nullable=False),
+    Column("recipient_key_id", LargeBinary, nullable=False),
+    Column("donor_key_id", LargeBinary, nullable=False),
     Column("state", Text, nullable=False),
     Column("since_ms", BigInteger, nullable=False),
     Column("expires_at_ms", BigInteger),

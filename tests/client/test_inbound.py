@@ -166,6 +166,7 @@ def test_a_request_against_the_agreement_is_refused(
         "features": ["bp", "sex"],
         "rows": 5,
         "hpke_key_id": north.keys.hpke.key_id,
+        "donor_key_id": south.keys.statement.key_id,
         "nonce": bytes(32),
     }
     signed = steward().sign(north, pb.TransferRequest(**{**fields, **changes}))

@@ -134,6 +134,7 @@ CALLS: dict[str, Message] = {
     "Upload": wire.UploadChunk(),
     "Download": wire.DownloadRequest(),
     "ReleaseKey": wire.KeyRequest(),
+    "Renew": wire.RenewRequest(),
 }
 
 

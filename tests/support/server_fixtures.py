@@ -169,6 +169,8 @@ class Hospital:
     hpke: HpkeKeyPair = field(default_factory=HpkeKeyPair.generate)
     tls: TlsKey = field(default_factory=TlsKey.generate)
     certificate: bytes = b""
+    # Key ids of everybody who enrolled at the same coordinator.
+    key_ids: dict[str, bytes] = field(default_factory=dict)
     channels: list[grpc.aio.Channel] = field(default_factory=list)
     stub: Any = None
 
@@ -263,10 +265,15 @@ class Hospital:
             parts = [part.data async for part in self.stub.Download(request, timeout=TIMEOUT_S)]
             return b"".join(parts)
 
+    def key_request(self, identifier: bytes) -> wire.KeyRequest:
+        return wire.KeyRequest(
+            transfer_id=identifier, request=self.sign(pb.ReleaseRequest(transfer_id=identifier))
+        )
+
     async def release_key(self, identifier: bytes) -> pb.SignedStatement:
         async with as_protocol_error():
             signed: pb.SignedStatement = await self.stub.ReleaseKey(
-                wire.KeyRequest(transfer_id=identifier), timeout=TIMEOUT_S
+                self.key_request(identifier), timeout=TIMEOUT_S
             )
             return signed
 
@@ -283,7 +290,7 @@ class Consortium:
         self.clock = clock
         self.sites_port = self.enrolment_port = 0
         self.channels: list[grpc.aio.Channel] = []
-        self.hospitals: list[Hospital] = []
+        self.key_ids: dict[str, bytes] = {}
 
     def listens(self, coordinator: Coordinator) -> None:
         self.sites_port = coordinator.sites_port
@@ -320,7 +327,8 @@ class Consortium:
             return response
 
     async def enrol(self, name: str) -> Hospital:
-        hospital = Hospital(name)
+        hospital = Hospital(name, key_ids=self.key_ids)
+        self.key_ids[name] = hospital.statement.key_id
         response = await self.ask_to_enrol(hospital.enrol_request(self.invite(name)))
         hospital.certificate = response.certificate
         self.connect(hospital)
@@ -393,6 +401,7 @@ def request_of(asking: Hospital, asked: str, **changes: Any) -> pb.TransferReque
         "retention_days": 30,
         "hpke_key_id": asking.hpke.key_id,
         "nonce": secrets.token_bytes(32),
+        "donor_key_id": asking.key_ids.get(asked, b""),
     }
     return pb.TransferRequest(**{**fields, **changes})
 

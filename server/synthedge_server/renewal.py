@@ -1,0 +1,207 @@
+"""Certificates renewed while both sides run: sites' on their request, the coordinator's own by itself.
+
+Rules
+-----
+* A renewal is a signed statement: the TLS key alone, stolen, does not get a certificate for ever.
+* The certificate is for the TLS key that enrolled; a suspended or revoked site gets none.
+* One certificate a site and hour: each costs a process of the authority.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from sqlalchemy import Connection, Row, select, update
+
+from synthedge_protocols.certificates import is_past_half_life, load_certificate, pem, requested_key
+from synthedge_protocols.errors import IdentityError, PolicyError, ProtocolError
+from synthedge_protocols.limits import Limits
+from synthedge_protocols.statements import read_unverified
+from synthedge_protocols.v1 import coordinator_pb2 as wire
+from synthedge_protocols.v1 import statements_pb2 as pb
+from synthedge_server import store
+from synthedge_server.authority import certify_server, certify_site, load_tls_key
+from synthedge_server.enrolment import tls_key_digest
+from synthedge_server.folder import CoordinatorFolder
+from synthedge_server.intake import Intake
+from synthedge_server.ledger import Ledger, Transaction
+from synthedge_server.log import log
+from synthedge_server.settings import Settings
+
+_MIN_INTERVAL_MS: Final = 3_600_000
+_RETRY_S: Final = 600.0
+
+
+class Renewal:
+    """Certify enrolled sites' TLS keys anew.
+
+    Parameters
+    ----------
+    folder : CoordinatorFolder
+        Where the authority finds itself.
+    ledger : Ledger
+    intake : Intake
+        Verifies the statement.
+    limits : Limits
+    """
+
+    def __init__(
+        self, folder: CoordinatorFolder, ledger: Ledger, intake: Intake, limits: Limits
+    ) -> None:
+        self._folder = folder
+        self._ledger = ledger
+        self._intake = intake
+        self._limits = limits
+
+    async def renew(
+        self, request: wire.RenewRequest, site: str | None = None
+    ) -> wire.RenewResponse:
+        """Answer one request.
+
+        Parameters
+        ----------
+        request : RenewRequest
+        site : str, optional
+            Who calls, by its certificate; without it the statement's signature alone says so.
+
+        Raises
+        ------
+        IdentityError
+            If the site is not active, another site calls, or the key is not the one that enrolled.
+        PolicyError
+            If it was renewed within the hour.
+        UnavailableError
+            If the authority does not answer.
+        ProtocolError
+            As `statements.verify`.
+        """
+        claimed = read_unverified(request.request, limits=self._limits).signer_site
+        if site not in (None, claimed):
+            raise IdentityError(f"site '{site}' handed in a renewal of site '{claimed}'")
+        verified = self._intake.verified(claimed, request.request, pb.Renewal)
+        csr = verified.payload.certificate_request
+        digest = tls_key_digest(requested_key(csr))
+        with self._ledger.engine.connect() as connection:
+            _check(_row(connection, claimed), digest, self._ledger.clock())
+        certificate = await certify_site(self._folder, claimed, csr)
+        await self._ledger.write(lambda t: _note(t, claimed, digest, certificate))
+        log("renewed", site=claimed, expires=str(certificate.not_valid_after_utc))
+        return wire.RenewResponse(certificate=certificate.public_bytes(Encoding.DER))
+
+
+def _row(connection: Connection, site: str) -> Row[Any]:
+    table = store.sites
+    return connection.execute(
+        select(table.c.state, table.c.tls_key_digest, table.c.certified_at_ms).where(
+            table.c.site == site
+        )
+    ).one()
+
+
+def _check(row: Row[Any], digest: bytes, now_ms: int) -> None:
+    if row.state != "active":
+        raise IdentityError(f"the site is {row.state}; ask the coordinator's operator")
+    if digest != row.tls_key_digest:
+        raise IdentityError(
+            "the certificate request holds another TLS key than the site enrolled with"
+        )
+    if 0 <= now_ms - row.certified_at_ms < _MIN_INTERVAL_MS:
+        raise PolicyError("the site's certificate was issued within the hour; use that one")
+
+
+def _note(
+    transaction: Transaction, site: str, digest: bytes, certificate: x509.Certificate
+) -> None:
+    # Looked at again: it may have been suspended while the authority worked.
+    _check(_row(transaction.connection, site), digest, transaction.now_ms)
+    transaction.connection.execute(
+        update(store.sites)
+        .where(store.sites.c.site == site)
+        .values(certified_at_ms=transaction.now_ms)
+    )
+    transaction.record(site, "certificate-renewed", f"{certificate.serial_number:x}")
+
+
+class ServerCertificate:
+    """The coordinator's own TLS certificate: new from half of its life on, for connections made from then on.
+
+    Parameters
+    ----------
+    folder : CoordinatorFolder
+    settings : Settings
+        Names the hosts it must be for.
+    clock : callable
+        Milliseconds since the Unix epoch.
+
+    Raises
+    ------
+    UnavailableError
+        If there is no usable certificate and the authority does not answer.
+    """
+
+    def __init__(
+        self, folder: CoordinatorFolder, settings: Settings, clock: Callable[[], int]
+    ) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._clock = clock
+        self._key = load_tls_key(folder).pem()
+        self._ca = folder.ca_certificate.read_bytes()
+        self._certificate = self._stored() or self._issue()
+        self._try_after = 0.0
+
+    def credentials(self, *, with_clients: bool) -> grpc.ServerCredentials:
+        """Make credentials that show the current certificate at every handshake.
+
+        Parameters
+        ----------
+        with_clients : bool
+            Whether callers must show a certificate of the consortium.
+        """
+
+        def current() -> grpc.ServerCertificateConfiguration:
+            chain = pem(self._certificate) + self._ca
+            return grpc.ssl_server_certificate_configuration(
+                [(self._key, chain)], root_certificates=self._ca if with_clients else None
+            )
+
+        return grpc.dynamic_ssl_server_credentials(
+            current(), current, require_client_authentication=with_clients
+        )
+
+    async def renew_if_due(self) -> None:
+        """Ask the authority for the next certificate once half of this one's life is over."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._try_after or self._is_good(self._certificate):
+            return
+        # However it ends: an authority that is away is asked again in ten minutes, not twice a second.
+        self._try_after = loop.time() + _RETRY_S
+        try:
+            self._certificate = await asyncio.to_thread(self._issue)
+        except ProtocolError as error:
+            log("server-certificate-not-renewed", level=logging.ERROR, reason=str(error))
+
+    def _stored(self) -> x509.Certificate | None:
+        if not self._folder.tls_certificate.exists():
+            return None
+        certificate = load_certificate(self._folder.tls_certificate.read_bytes())
+        return certificate if self._is_good(certificate) else None
+
+    def _is_good(self, certificate: x509.Certificate) -> bool:
+        now = datetime.fromtimestamp(self._clock() / 1000, UTC)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        hosts = {str(name.value) for name in names}
+        return not is_past_half_life(certificate, now) and hosts == set(self._settings.names)
+
+    def _issue(self) -> x509.Certificate:
+        certificate = certify_server(self._folder)
+        staged = self._folder.tls_certificate.with_suffix(".new")
+        staged.write_bytes(pem(certificate))
+        staged.replace(self._folder.tls_certificate)
+        log("server-certificate-issued", expires=str(certificate.not_valid_after_utc))
+        return certificate
