@@ -22,7 +22,9 @@ from synthedge_client import inbound, store
 from synthedge_client.connection import Connection
 from synthedge_client.delivery import fetch
 from synthedge_client.donating import lapse
+from synthedge_client.inbox import keep_message
 from synthedge_client.outbox import send_waiting
+from synthedge_client.renewal import Renewer
 from synthedge_client.sealed_files import sweep
 from synthedge_client.shipping import ship
 from synthedge_client.site import Site
@@ -93,12 +95,15 @@ class Agent:
         """Store what arrives, as it arrives, until `stop` is set; reconnects for as long as it takes."""
         told = ""
         while not stop.is_set():
+            channel = self._connection.channel_id
             try:
                 for message in self._connection.inbox(self._last_sequence(), follow=True):
                     self._keep(message)
                     told = ""
                     wake.set()
             except (ProtocolError, sa.exc.OperationalError) as error:
+                if channel != self._connection.channel_id:
+                    continue  # the certificate was renewed
                 if not stop.is_set() and told != (told := _in_words(error)):
                     log.warning("inbox stream ended (%s); connecting again", told)
             stop.wait(RECONNECT_S)
@@ -123,6 +128,7 @@ class Agent:
         IdentityError
             If it does not accept this site.
         """
+        self._site = self._site.refreshed()
         handled = self._handle_inbox()
         sent = send_waiting(self._site, self._connection)
         moved = self._move_transfers()
@@ -137,15 +143,7 @@ class Agent:
 
     def _keep(self, message: wire.InboxMessage) -> None:
         with self._site.store.write() as transaction:
-            known = transaction.execute(
-                sa.select(store.inbox.c.sequence).where(store.inbox.c.sequence == message.sequence)
-            ).first()
-            if known is None:
-                transaction.execute(
-                    store.inbox.insert().values(
-                        sequence=message.sequence, message=message.SerializeToString()
-                    )
-                )
+            keep_message(transaction, message)
 
     def _handle_inbox(self) -> bool:
         with self._site.store.read() as transaction:
@@ -175,7 +173,8 @@ class Agent:
         return progress
 
     def _lapse_if_late(self, transfer: Transfer) -> bool:
-        limit_ms = self._site.dictionary.policy.prepared_h * 3_600_000
+        site = self._site.under(transfer.dictionary_digest)
+        limit_ms = site.dictionary.policy.prepared_h * 3_600_000
         if store.now_ms() - transfer.changed_at_ms <= limit_ms:
             return False
         with self._site.store.write() as transaction:
@@ -185,7 +184,9 @@ class Agent:
     def _try(self, transfer: Transfer) -> bool:
         take = ship if transfer.role == "donor" else fetch
         try:
-            progress = take(self._site, self._connection, transfer)
+            # A transfer finishes under the dictionary it was requested with.
+            site = self._site.under(transfer.dictionary_digest)
+            progress = take(site, self._connection, transfer)
         except (UnavailableError, DeadlineError):
             raise
         except (ProtocolError, SynthEdgeError, OSError) as error:
@@ -212,6 +213,7 @@ def run_once(site: Site, connection: Connection) -> None:
         If the coordinator cannot be reached or does not know this site.
     """
     agent = Agent(site, connection)
+    Renewer().look_after(site, connection)
     agent.refresh_peers()
     progress = True
     while progress:
@@ -235,9 +237,10 @@ def run_forever(site: Site, connection: Connection, stop: threading.Event) -> No
 
     follower = threading.Thread(target=follow, name="inbox", daemon=True)
     follower.start()
-    refresh_at, told = 0.0, ""
+    refresh_at, told, renewer = 0.0, "", Renewer()
     while not stop.is_set():
         try:
+            renewer.look_after(site, connection)
             if time.monotonic() >= refresh_at:
                 agent.refresh_peers()
                 refresh_at = time.monotonic() + REFRESH_PEERS_S

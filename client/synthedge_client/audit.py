@@ -84,6 +84,7 @@ def collect(site: Site) -> AuditReport:
 
 def _gap(gap: Gap) -> dict[str, Any]:
     return {
+        "kind": gap.kind,
         "region": gap.label,
         "grid": gap.grid,
         "status": gap.status,
@@ -120,7 +121,7 @@ def _published(connection: sa.Connection) -> list[dict[str, Any]]:
 
 
 def _transfer(site: Site, transfer: Transfer) -> dict[str, Any]:
-    grid, voxel = region_of(site, transfer.request)
+    grid, voxel = region_of(site.under(transfer.dictionary_digest), transfer.request)
     donor, recipient = site.settings.id, transfer.peer
     if transfer.role == "recipient":
         donor, recipient = recipient, donor

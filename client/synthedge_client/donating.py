@@ -36,6 +36,7 @@ def eligible_rows(
     ndarray of int, shape (n_eligible,)
         Positions in the table.
     """
+    site = site.under(transfer.dictionary_digest)
     grid, voxel = region_of(site, transfer.request)
     eligible = (
         (grid.assign(outbound.coarsen(table.values, site.dictionary)) == voxel)
@@ -74,6 +75,7 @@ def prepare(site: Site, transfer: Transfer, who: str) -> pb.TransferPayload:
             f"transfer {transfer.short_id} is {transfer.state} and this site its {transfer.role}; "
             "only a donor prepares, and only before its approval"
         )
+    site = site.under(transfer.dictionary_digest)
     table = load_site_table(site.settings, site.dictionary)
     with site.store.write() as connection:
         eligible = eligible_rows(site, connection, table, transfer)
@@ -134,6 +136,7 @@ def approve(site: Site, transfer: Transfer, steward: Steward) -> None:
     LifecycleError
         If the transfer is past its approval or ended.
     """
+    site = site.under(transfer.dictionary_digest)
     with site.store.write() as connection:
         site.require_verified_peer(connection, transfer.peer)
         payload = prepared_payload(site, connection, transfer)
@@ -204,6 +207,7 @@ def decline(site: Site, transfer: Transfer, steward: Steward, reason: str) -> No
     LifecycleError
         If the transfer cannot be declined any more.
     """
+    site = site.under(transfer.dictionary_digest)
     with site.store.write() as connection:
         signed = steward.sign(
             site,

@@ -5,23 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from synthedge_client import store
+from synthedge_client import dictionaries, store
 from synthedge_client.connection import enrol
 from synthedge_client.keystore import KeyStore, load_keys
 from synthedge_client.settings import load_settings
-from synthedge_core.dictionary import parse_dictionary
 from synthedge_core.errors import RefusedError, UsageError
 from synthedge_protocols.certificates import load_certificate, pem, site_csr, site_of
-from synthedge_protocols.errors import IdentityError, MalformedError
-from synthedge_protocols.statements import sign
+from synthedge_protocols.errors import IdentityError
+from synthedge_protocols.rotation import hpke_statement
 from synthedge_protocols.tokens import EnrolmentToken
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 
-HPKE_DAYS = 365
-_DAY_MS = 86_400_000
 _PENDING = "enrolment request"
 
 
@@ -65,18 +63,17 @@ def _enrol(
         # A token is spent by the first answer, which may get lost: the very same request gets it again.
         store.set_fact(connection, _PENDING, request.SerializeToString().hex())
     response = enrol(token, request)
-    _check_answer(response, token, keys, site)
+    ca = load_certificate(token.ca_certificate)
+    check_certificate(response.certificate, ca, token.consortium, keys, site)
     certificate = load_certificate(response.certificate)
-    dictionary = parse_dictionary(response.dictionary.toml)
-    if bytes.fromhex(dictionary.digest) != response.dictionary.digest:
-        raise MalformedError("the coordinator's dictionary does not have the digest it names")
-    _replace(keys.ca_file, pem(load_certificate(token.ca_certificate)))
-    _replace(keys.certificate_file, pem(certificate))
+    replace_file(keys.ca_file, pem(ca))
+    replace_file(keys.certificate_file, pem(certificate))
     # The facts come last and together: a site without them is not enrolled, whatever files there are.
     with database.write() as connection:
         store.set_fact(connection, "consortium", token.consortium)
         store.set_fact(connection, "address", token.address)
-        store.set_fact(connection, "dictionary", response.dictionary.toml)
+        store.set_fact(connection, "enrolment address", token.enrolment_address)
+        dictionary = dictionaries.remember(connection, response.dictionary)
         store.delete_fact(connection, _PENDING)
         store.record(
             connection,
@@ -92,7 +89,9 @@ def _enrol(
         "certificate_expires": certificate.not_valid_after_utc.isoformat(),
         "dictionary": dictionary.name,
         "dictionary_digest": dictionary.digest,
-        "target_definition": dictionary.target.definition,
+        "dictionary_version": response.dictionary.version,
+        "outcome": dictionary.target.in_words(),
+        "policy": dictionary.policy.in_words(),
     }
 
 
@@ -106,19 +105,8 @@ def _pending_request(connection: sa.Connection, token: EnrolmentToken) -> wire.E
 
 def _request(keys: KeyStore, token: EnrolmentToken, site: str) -> wire.EnrolRequest:
     now = store.now_ms()
-    hpke = pb.HpkeKey(
-        key_id=keys.hpke.key_id,
-        public_key=keys.hpke.public_bytes,
-        not_before_ms=now - _DAY_MS,
-        not_after_ms=now + HPKE_DAYS * _DAY_MS,
-    )
-    signed = sign(
-        keys.statement,
-        hpke,
-        consortium=token.consortium,
-        site=site,
-        dictionary_digest=b"",
-        issued_at_ms=now,
+    signed = hpke_statement(
+        keys.statement, keys.hpke, consortium=token.consortium, site=site, now_ms=now
     )
     return wire.EnrolRequest(
         token_secret=token.secret,
@@ -130,27 +118,26 @@ def _request(keys: KeyStore, token: EnrolmentToken, site: str) -> wire.EnrolRequ
     )
 
 
-def _check_answer(
-    response: wire.EnrolResponse, token: EnrolmentToken, keys: KeyStore, site: str
+def check_certificate(
+    certificate: bytes, ca: x509.Certificate, consortium: str, keys: KeyStore, site: str
 ) -> None:
-    named = site_of(
-        response.certificate,
-        load_certificate(token.ca_certificate),
-        token.consortium,
-        now=datetime.now(tz=UTC),
-    )
-    certified = load_certificate(response.certificate).public_key()
-    if (
-        named != site
-        or response.consortium != token.consortium
-        or certified != load_pem_private_key(keys.tls.pem(), None).public_key()
-    ):
+    """Return if a certificate is one of this site's TLS key, by its consortium's authority.
+
+    Raises
+    ------
+    IdentityError
+        If not.
+    """
+    named = site_of(certificate, ca, consortium, now=datetime.now(tz=UTC))
+    certified = load_certificate(certificate).public_key()
+    if named != site or certified != load_pem_private_key(keys.tls.pem(), None).public_key():
         raise IdentityError(
             "the coordinator answered with a certificate for somebody else; ask its operator"
         )
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace a file in one step; mode 0600."""
     staged = path.with_suffix(".new")
     staged.write_bytes(data)
     staged.chmod(0o600)

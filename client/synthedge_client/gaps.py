@@ -6,15 +6,16 @@ The comparison happens here and stays here: nobody learns which gaps a site foun
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import sqlalchemy as sa
 
 from synthedge_client import store
+from synthedge_client.hints import profile_of_grid
 from synthedge_client.site import Site
 from synthedge_client.site_table import load_site_table
 from synthedge_core.errors import RefusedError, UsageError
 from synthedge_core.grids import NamedGrid, count
-from synthedge_core.holes import Hole, VoxelProfile, find_holes, rank_holes
+from synthedge_core.hole_words import explain_hole
+from synthedge_core.holes import Hole, find_holes, population_holes, rank_holes
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 
 HintT = TypeVar("HintT", wire.HoleProfile, wire.Proposals)
@@ -37,6 +38,8 @@ class Gap:
 
     Attributes
     ----------
+    kind : str
+        ``positives``: too few positive patients; ``population``: no patients of a kind at all.
     grid, voxel
         Where; `voxel` is the flat index.
     label : str
@@ -44,15 +47,18 @@ class Gap:
     status : str
         ``confirmed`` or ``suspected``.
     expected : float
-        Positive patients this site should have there.
+        Positive patients this site should have there; in a population hole, patients.
     observed : int
-        Positive patients it has; stays at the site.
+        What it has; stays at the site.
     z : float
         Shortfall in standard errors.
+    why : str
+        The comparison in words, with this site's own counts; stays at the site.
     proposals : list of Proposed
         Best first.
     """
 
+    kind: str
     grid: str
     voxel: int
     label: str
@@ -60,6 +66,7 @@ class Gap:
     expected: float
     observed: int
     z: float
+    why: str
     proposals: list[Proposed]
 
     @property
@@ -69,38 +76,38 @@ class Gap:
 
     @property
     def deficit(self) -> int:
-        """Positive patients that are missing, at least 1."""
+        """Patients that are missing, at least 1; positive ones but in a population hole."""
         return max(1, round(self.expected - self.observed))
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         return (
             {"id": self.id, "deficit": self.deficit}
-            | {
-                name: getattr(self, name)
-                for name in ("grid", "voxel", "label", "status", "expected", "observed", "z")
-            }
+            | {name: value for name, value in vars(self).items() if name != "proposals"}
             | {"proposals": [vars(p) for p in self.proposals]}
         )
 
 
 def list_gaps(site: Site) -> list[Gap]:
-    """The site's holes, worst first; empty until a profile of the other sites has arrived."""
+    """The site's holes, worst first, population holes last; empty until a profile of the others has arrived."""
     profile = _hint(site, "profile", wire.HoleProfile)
     if profile is None:
         return []
     table = load_site_table(site.settings, site.dictionary)
     proposals = _hint(site, "proposals", wire.Proposals)
     first = table.first_row_of_patient
-    holes: dict[str, list[Hole]] = {}
-    for grid_profile in profile.grids:
-        grid = site.grid(grid_profile.grid)
-        counts = count(grid, table.values[first], table.positive[first])
-        holes[grid.name] = find_holes(
-            _voxel_profile(grid_profile), counts.positives, counts.negatives
-        )
+    found: tuple[dict[str, list[Hole]], dict[str, list[Hole]]] = ({}, {})
+    words: dict[tuple[str, Hole], str] = {}
+    for told in profile.grids:
+        grid, others = site.grid(told.grid), profile_of_grid(told)
+        own = count(grid, table.values[first], table.positive[first])
+        for find, by_grid in zip((find_holes, population_holes), found, strict=True):
+            by_grid[grid.name] = find(others, own.positives, own.negatives)
+            for hole in by_grid[grid.name]:
+                words[grid.name, hole] = explain_hole(hole, others, own.positives, own.negatives)
     return [
         Gap(
+            kind=hole.kind,
             grid=name,
             voxel=hole.voxel,
             label=site.grid(name).label(hole.voxel),
@@ -108,9 +115,11 @@ def list_gaps(site: Site) -> list[Gap]:
             expected=hole.expected,
             observed=hole.observed,
             z=hole.z,
-            proposals=_proposed(site.grid(name), hole.voxel, proposals),
+            why=words[name, hole],
+            proposals=_proposed(site, site.grid(name), hole.voxel, proposals),
         )
-        for name, hole in rank_holes(holes)
+        for by_grid in found
+        for name, hole in rank_holes(by_grid)
     ]
 
 
@@ -149,7 +158,7 @@ def choose_region(site: Site, typed: str, donor: str | None) -> Region:
             f"there is no voxel '{typed}'; take an id from 'synthedge site gaps list' or 'gaps preview'"
         )
     grid, voxel = site.grid(name), int(number)
-    proposals = _proposed(grid, voxel, _hint(site, "proposals", wire.Proposals))
+    proposals = _proposed(site, grid, voxel, _hint(site, "proposals", wire.Proposals))
     asked = _asked(site)
     for proposed in proposals:
         if proposed.donor == donor or (
@@ -173,7 +182,7 @@ def _asked(site: Site) -> set[tuple[str, str, int]]:
         return {
             (t.peer, t.request.grid, region_of(site, t.request)[1])
             for t in list_transfers(connection)
-            if t.role == "recipient"
+            if t.role == "recipient" and t.dictionary_digest.hex() == site.dictionary.digest
         }
 
 
@@ -188,20 +197,13 @@ def _hint(site: Site, kind: str, message: type[HintT]) -> HintT | None:
     return None if blob is None else message.FromString(blob)
 
 
-def _voxel_profile(profile: wire.GridProfile) -> VoxelProfile:
-    return VoxelProfile(
-        f=np.array([v.positive_share for v in profile.voxels]),
-        v_f=np.array([v.positive_share_var for v in profile.voxels]),
-        o=np.array([v.odds_ratio for v in profile.voxels]),
-        v_o=np.array([v.odds_ratio_var for v in profile.voxels]),
-        known=np.array([v.known for v in profile.voxels], dtype=np.bool_),
-        n_sites=profile.n_sites,
-    )
-
-
-def _proposed(grid: NamedGrid, voxel: int, proposals: wire.Proposals | None) -> list[Proposed]:
+def _proposed(
+    site: Site, grid: NamedGrid, voxel: int, proposals: wire.Proposals | None
+) -> list[Proposed]:
+    """What the coordinator proposes for a voxel, of sites whose keys this one has seen; best first."""
     if proposals is None:
         return []
+    known = {peer["site"] for peer in site.list_peers()}
     found = [
         Proposed(
             donor=p.donor,
@@ -211,6 +213,9 @@ def _proposed(grid: NamedGrid, voxel: int, proposals: wire.Proposals | None) -> 
             reason=p.reason,
         )
         for p in proposals.proposals
-        if p.grid == grid.name and grid.flat_of(tuple(p.voxel)) == voxel
+        if p.grid == grid.name
+        and grid.flat_of(tuple(p.voxel)) == voxel
+        # Nobody can be asked whose keys are not in the directory.
+        and p.donor in known
     ]
     return sorted(found, key=lambda p: p.rank)

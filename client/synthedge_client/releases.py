@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from synthedge_client import outbound, store
+from synthedge_client.dictionaries import require_accepted
 from synthedge_client.keystore import Steward
 from synthedge_client.outbound import Disclosure, build_gap_report, effective_disclosure
 from synthedge_client.site import Site
@@ -56,6 +57,8 @@ def publish(site: Site, steward: Steward) -> dict[str, Any]:
     DisclosureRefusedError
         If the budget does not allow another release.
     """
+    with site.store.read() as connection:
+        require_accepted(connection)
     table = load_site_table(site.settings, site.dictionary)
     disclosure = effective_disclosure(site.dictionary.policy, site.settings.disclosure)
     with site.store.write() as connection:

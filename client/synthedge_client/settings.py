@@ -41,6 +41,8 @@ class DisclosureSettings:
     epsilon: float | None = None
     epsilon_total: float | None = None
     min_count: int | None = None
+    max_grids: int | None = None
+    max_voxels: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +57,8 @@ class SiteSettings:
     label: LabelSettings = field(default_factory=LabelSettings)
     columns: dict[str, ColumnSettings] = field(default_factory=dict)
     disclosure: DisclosureSettings = field(default_factory=DisclosureSettings)
+    # Features of every dictionary the site was told of: [columns] may describe them.
+    known_features: frozenset[str] = frozenset()
 
     @property
     def database(self) -> Path:
@@ -141,7 +145,11 @@ def _column(name: str, table: Any, path: Path) -> ColumnSettings:
 
 def _disclosure(table: dict[str, Any], path: Path) -> DisclosureSettings:
     where = f"[disclosure] of {path}"
-    _only(table, {"mode", "epsilon", "epsilon_total", "min_count"}, where)
+    _only(
+        table,
+        {"mode", "epsilon", "epsilon_total", "min_count", "max_grids", "max_voxels"},
+        where,
+    )
     mode = _text(table, "mode", where)
     if mode not in (None, "dp", "threshold"):
         raise TableError(f"mode in {where} is '{mode}', expected 'dp' or 'threshold'")
@@ -149,6 +157,8 @@ def _disclosure(table: dict[str, Any], path: Path) -> DisclosureSettings:
         ("epsilon", int | float, "a number"),
         ("epsilon_total", int | float, "a number"),
         ("min_count", int, "a whole number"),
+        ("max_grids", int, "a whole number"),
+        ("max_voxels", int, "a whole number"),
     ):
         value = table.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):

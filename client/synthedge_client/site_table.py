@@ -174,7 +174,7 @@ def examine_site_table(
             True,
         )
         for name in settings.columns
-        if name not in dictionary.feature_names
+        if name not in dictionary.feature_names and name not in settings.known_features
     ]
     maps: list[ColumnMap] = []
     for feature in dictionary.features:

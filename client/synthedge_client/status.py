@@ -77,7 +77,7 @@ def describe_transfers(site: Site) -> list[dict[str, Any]]:
         transfers = list_transfers(connection)
     described = []
     for transfer in transfers:
-        grid, voxel = region_of(site, transfer.request)
+        grid, voxel = region_of(site.under(transfer.dictionary_digest), transfer.request)
         described.append(
             {
                 "transfer_id": transfer.id.hex(),
@@ -111,6 +111,7 @@ def describe_request(site: Site, typed: str) -> dict[str, Any]:
                 & (store.disclosed.c.transfer_id != transfer.id)
             )
         ).scalar_one()
+    site = site.under(transfer.dictionary_digest)
     grid, voxel = region_of(site, transfer.request)
     request = transfer.request
     details: dict[str, Any] = {

@@ -175,6 +175,20 @@ class Policy:
     inbox_max_age_h: float = 168.0
     silent_h: float = 720.0
 
+    def in_words(self) -> list[str]:
+        """What a steward weighs before accepting it, one line a rule."""
+        protection = (
+            f"differential privacy, epsilon {self.epsilon:g} a report and {self.epsilon_total:g} in all"
+            if self.disclosure == "dp"
+            else f"rounded counts, voxels of fewer than {self.min_count} suppressed; not differentially private"
+        )
+        return [
+            f"gap reports leave with {protection}",
+            f"nobody learns anything before {self.min_sites} sites have reported",
+            f"a transfer has at most {self.rows_per_transfer} rows, from regions of at least "
+            f"{self.min_count} eligible patients, kept for at most {self.retention_days} days",
+        ]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dictionary:

@@ -19,6 +19,7 @@ from server_fixtures import LIMITS, Clock, Consortium, new_folder
 from sites import make_site, patients, steward, with_hole
 from synthedge_client import store
 from synthedge_client.agent import run_once
+from synthedge_client.dictionaries import accept
 from synthedge_client.enrolment import enrol_site
 from synthedge_client.releases import publish
 from synthedge_client.site import Site, open_site
@@ -63,6 +64,7 @@ async def enrolled(
             token = write_token(folder, token_for(coordinator, name))
             await asyncio.to_thread(enrol_site, folder, token)
             opened.append(stack.enter_context(open_site(folder)))
+            accept(opened[-1], steward())
             publish(opened[-1], steward())
         await exchange(*opened)
         await exchange(*opened)  # the first to come has not seen the last
@@ -121,4 +123,6 @@ async def pair(
             opened.append(stack.enter_context(open_site(tmp_path / name)))
             with opened[-1].store.write() as connection:
                 store.set_fact(connection, "address", f"127.0.0.1:{consortium.sites_port}")
+                address = f"127.0.0.1:{consortium.enrolment_port}"
+                store.set_fact(connection, "enrolment address", address)
         yield opened

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 
-from synthedge_client import inbound, store
+from synthedge_client import dictionaries, inbound, store
 from synthedge_client.asking import request
 from synthedge_client.donating import approve, prepare
 from synthedge_client.keystore import Steward, load_keys
@@ -18,6 +18,7 @@ from synthedge_client.settings import load_settings
 from synthedge_client.shipping import seal_approved
 from synthedge_client.site import Site, create_site, open_site
 from synthedge_client.transfers import Transfer, get_transfer
+from synthedge_core.dictionary import parse_dictionary
 from synthedge_protocols.certificates import create_ca, issue_site_certificate, pem, site_csr
 from synthedge_protocols.keys import StatementKey
 from synthedge_protocols.statements import sign
@@ -94,7 +95,13 @@ def accept_dictionary(folder: Path, dictionary: str) -> None:
     with database.write() as connection:
         store.set_fact(connection, "consortium", CONSORTIUM)
         store.set_fact(connection, "address", "127.0.0.1:1")
-        store.set_fact(connection, "dictionary", dictionary)
+        document = wire.DictionaryDocument(
+            digest=bytes.fromhex(parse_dictionary(dictionary).digest), toml=dictionary, version=1
+        )
+        dictionaries.remember(connection, document)
+        connection.execute(
+            store.dictionaries.update().values(accepted_at_ms=store.now_ms(), accepted_by="ada")
+        )
     database.close()
 
 
