@@ -71,26 +71,9 @@ def check_delivery(
     -------
     GateResult
     """
-    agreed = np.isin(dictionary.feature_names, features)
-    if not np.isnan(samples[:, ~agreed]).all():
-        return GateResult(False, "features arrived that were not agreed on")
-    for i, feature in enumerate(dictionary.features):
-        column = samples[:, i][~np.isnan(samples[:, i])]
-        if feature.levels:
-            if not np.isin(column, np.arange(len(feature.levels))).all():
-                return GateResult(
-                    False, f"'{feature.name}' holds levels the dictionary does not have"
-                )
-        elif (
-            feature.plausible
-            and ((column < feature.plausible[0]) | (column > feature.plausible[1])).any()
-        ):
-            return GateResult(False, f"'{feature.name}' lies outside its plausible range")
-    n_outside = int((grid.assign(samples) != voxel).sum())
-    if n_outside:
-        return GateResult(
-            False, f"{n_outside} of {len(samples)} rows lie outside the requested region"
-        )
+    problem = schema_problem(samples, dictionary, features, grid, voxel)
+    if problem:
+        return GateResult(False, problem)
     n_duplicates = len(samples) - len(np.unique(samples, axis=0))
     n_duplicates += int(_rows_in(samples, own).sum())
     if n_duplicates / len(samples) > MAX_DUPLICATE_SHARE:
@@ -99,10 +82,37 @@ def check_delivery(
     compared = [
         i
         for i, feature in enumerate(dictionary.features)
-        if agreed[i] and feature.name not in grid.features
+        if feature.name in features and feature.name not in grid.features
     ]
     region = own[grid.assign(own) == voxel]
     return _compare(samples, (region, own[positive]), dictionary, compared)
+
+
+def schema_problem(
+    samples: FloatArray,
+    dictionary: Dictionary,
+    features: tuple[str, ...],
+    grid: NamedGrid,
+    voxel: int,
+) -> str:
+    """What breaks dictionary or agreement: features, levels, plausible range, region; empty if nothing does."""
+    agreed = np.isin(dictionary.feature_names, features)
+    if not np.isnan(samples[:, ~agreed]).all():
+        return "features arrived that were not agreed on"
+    for i, feature in enumerate(dictionary.features):
+        column = samples[:, i][~np.isnan(samples[:, i])]
+        if feature.levels:
+            if not np.isin(column, np.arange(len(feature.levels))).all():
+                return f"'{feature.name}' holds levels the dictionary does not have"
+        elif (
+            feature.plausible
+            and ((column < feature.plausible[0]) | (column > feature.plausible[1])).any()
+        ):
+            return f"'{feature.name}' lies outside its plausible range"
+    n_outside = int((grid.assign(samples) != voxel).sum())
+    if n_outside:
+        return f"{n_outside} of {len(samples)} rows lie outside the requested region"
+    return ""
 
 
 def _compare(

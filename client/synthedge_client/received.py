@@ -1,6 +1,7 @@
 """Received samples at rest: encrypted, in the site's own units and codes, each with where it came from."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +10,11 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from synthedge_client import store
+from synthedge_client.exports import mark_exports
 from synthedge_client.site import Site
 from synthedge_client.site_table import SiteTable
 from synthedge_client.transfers import Transfer
+from synthedge_client.withdrawn import withdrawn_tokens
 from synthedge_protocols.lifecycle import State
 
 
@@ -32,9 +35,10 @@ class ReceivedSamples:
 
 
 def received_before(site: Site, transaction: sa.Connection, samples: ReceivedSamples) -> int:
-    """How many of these rows, or of their tokens, this site has received in an earlier transfer."""
+    """How many of these rows, or of their tokens, came in an earlier transfer or were withdrawn."""
     rows = transaction.execute(sa.select(store.received.c.row_tag, store.received.c.token)).all()
     known = {row.row_tag for row in rows} | {row.token for row in rows}
+    known |= withdrawn_tokens(transaction)
     return sum(
         token in known or _row_tag(site, row) in known
         for token, row in zip(samples.tokens, samples.values, strict=True)
@@ -69,12 +73,67 @@ def keep_samples(
     )
 
 
-def delete_samples(transaction: sa.Connection, transfer: Transfer) -> int:
-    """Delete what one transfer brought; return how many rows."""
-    deleted = transaction.execute(
-        store.received.delete().where(store.received.c.transfer_id == transfer.id)
+def replace_sample(
+    site: Site,
+    transaction: sa.Connection,
+    table: SiteTable,
+    token: bytes,
+    values: NDArray[np.float64],
+) -> None:
+    """Put a corrected row in the place of the one with its token.
+
+    Parameters
+    ----------
+    values : ndarray of shape (1, n_features)
+        Dictionary units.
+    """
+    (record,) = table.to_own_rows(values).to_dict(orient="records")
+    transaction.execute(
+        store.received.update()
+        .where(store.received.c.token == token)
+        .values(
+            sample=site.keys.encrypt(json.dumps(record).encode(), b"sample" + token),
+            row_tag=_row_tag(site, values[0]),
+        )
     )
-    return deleted.rowcount
+
+
+def tokens_of(transaction: sa.Connection, transfer: Transfer) -> list[bytes]:
+    """Tokens of the rows that one transfer brought and that are still here."""
+    return list(
+        transaction.execute(
+            sa.select(store.received.c.token).where(store.received.c.transfer_id == transfer.id)
+        ).scalars()
+    )
+
+
+def delete_samples(
+    transaction: sa.Connection,
+    transfer: Transfer,
+    tokens: Sequence[bytes] | None = None,
+    *,
+    holds: str = "purged rows",
+) -> int:
+    """Delete what one transfer brought, and mark the files that were written with it; return how many rows.
+
+    Parameters
+    ----------
+    tokens : sequence of bytes, optional
+        Only these rows of it.
+    holds : str
+        What the files hold from now on.
+    """
+    here = tokens_of(transaction, transfer)
+    gone = here if tokens is None else [token for token in here if token in set(tokens)]
+    # Overwritten in the file too: who finds the disk and the site's secret later finds nothing.
+    transaction.exec_driver_sql("PRAGMA secure_delete = ON")
+    if gone:
+        transaction.execute(
+            store.received.delete().where(store.received.c.token == sa.bindparam("gone")),
+            [{"gone": token} for token in gone],
+        )
+    mark_exports(transaction, gone if tokens is None else tokens, holds)
+    return len(gone)
 
 
 def load_samples(site: Site) -> pd.DataFrame:
@@ -85,6 +144,11 @@ def load_samples(site: Site) -> pd.DataFrame:
     DataFrame
         One row a sample; the column ``_donor`` names the site it came from.
     """
+    return load_with_tokens(site)[0]
+
+
+def load_with_tokens(site: Site) -> tuple[pd.DataFrame, list[bytes]]:
+    """The same with the rows' tokens, in the same order."""
     with site.store.read() as transaction:
         rows = transaction.execute(
             sa.select(store.received.c.token, store.received.c.sample, store.transfers.c.peer)
@@ -92,9 +156,8 @@ def load_samples(site: Site) -> pd.DataFrame:
             .where(store.transfers.c.state == State.ACTIVE.value)
             .order_by(sa.literal_column("received.rowid"))
         ).all()
-    return pd.DataFrame(
-        [
-            json.loads(site.keys.decrypt(r.sample, b"sample" + r.token)) | {"_donor": r.peer}
-            for r in rows
-        ]
-    )
+    samples = [
+        json.loads(site.keys.decrypt(r.sample, b"sample" + r.token)) | {"_donor": r.peer}
+        for r in rows
+    ]
+    return pd.DataFrame(samples), [r.token for r in rows]
