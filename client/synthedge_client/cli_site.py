@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from synthedge_client import cli_audit, cli_gaps, cli_people, cli_requests
+from synthedge_client import cli_audit, cli_consent, cli_gaps, cli_people, cli_requests
 from synthedge_client.cli_options import (
     HERE,
     FolderOption,
@@ -27,6 +27,7 @@ app.add_typer(cli_people.steward_app, name="steward")
 app.add_typer(cli_people.peers_app, name="peers")
 app.add_typer(cli_gaps.app, name="gaps")
 app.add_typer(cli_requests.app, name="requests")
+app.add_typer(cli_consent.app, name="consent")
 app.add_typer(cli_audit.app, name="audit")
 
 
@@ -39,14 +40,24 @@ def init(
     data: Annotated[Path, typer.Option(help="The table of patients.")],
     patient_id: Annotated[str, typer.Option(help="Column that tells patients apart.")],
     consent: Annotated[
-        str, typer.Option(help="Column that says 'active' where a patient consents.")
-    ],
+        str | None, typer.Option(help="Column that says 'active' where a patient consents.")
+    ] = None,
+    consent_register: Annotated[
+        Path | None,
+        typer.Option(help="Instead: a register of consents, CSV or FHIR R5 Bundle (.json)."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Make a site's folder with its keys and site.toml."""
     from synthedge_client.site import create_site
+    from synthedge_core.errors import UsageError
 
-    fingerprint = create_site(folder, id=id, data=data, patient_id=patient_id, consent=consent)
+    where = [said for said in (consent, consent_register) if said is not None]
+    if len(where) != 1:
+        raise UsageError(
+            f"{len(where)} places of consents were named, expected one: --consent COLUMN or --consent-register FILE"
+        )
+    fingerprint = create_site(folder, id=id, data=data, patient_id=patient_id, consent=where[0])
     emit(
         {"site": id, "folder": str(folder), "fingerprint": fingerprint},
         as_json=json,

@@ -41,7 +41,7 @@ def eligible_rows(
     eligible = (
         (grid.assign(outbound.coarsen(table.values, site.dictionary)) == voxel)
         & table.positive
-        & table.has_consent
+        & table.consents.to(transfer.request.purpose)
         & table.first_row_of_patient
     )
     sent = set(
@@ -231,7 +231,9 @@ def lost_consents(site: Site, connection: sa.Connection, transfer: Transfer) -> 
     table = load_site_table(site.settings, site.dictionary)
     consented = {
         site.keys.tag(patient)
-        for patient, active in zip(table.patient_ids, table.has_consent, strict=True)
+        for patient, active in zip(
+            table.patient_ids, table.consents.to(transfer.request.purpose), strict=True
+        )
         if active
     }
     tags = connection.execute(

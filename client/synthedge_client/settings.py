@@ -47,13 +47,18 @@ class DisclosureSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SiteSettings:
-    """One site's folder and its site.toml."""
+    """One site's folder and its site.toml.
+
+    Patients' consents stand in one place: the column `consent` of the table, or, where that is empty,
+    the file `consent_register`.
+    """
 
     folder: Path
     id: str
     data: Path
     patient_id: str
     consent: str
+    consent_register: Path | None = None
     label: LabelSettings = field(default_factory=LabelSettings)
     columns: dict[str, ColumnSettings] = field(default_factory=dict)
     disclosure: DisclosureSettings = field(default_factory=DisclosureSettings)
@@ -88,23 +93,40 @@ def load_settings(folder: Path) -> SiteSettings:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TableError(f"{path} is not valid TOML ({error}); correct it") from None
-    _only(document, {"site", "label", "columns", "disclosure"}, str(path))
+    _only(document, {"site", "consent", "label", "columns", "disclosure"}, str(path))
     site = _table(document, "site", path)
     _only(site, {"id", "data", "patient_id", "consent"}, f"[site] of {path}")
-    for key in ("id", "data", "patient_id", "consent"):
+    for key in ("id", "data", "patient_id"):
         if not isinstance(site.get(key), str) or not site[key]:
             raise TableError(f"[site] of {path} has no text '{key}'; add it")
+    consent, register = _consent(site, _table(document, "consent", path), path)
     columns = _table(document, "columns", path)
     return SiteSettings(
         folder=folder,
         id=site["id"],
         data=folder / site["data"],
         patient_id=site["patient_id"],
-        consent=site["consent"],
+        consent=consent,
+        consent_register=register,
         label=_label(_table(document, "label", path), path),
         columns={name: _column(name, table, path) for name, table in columns.items()},
         disclosure=_disclosure(_table(document, "disclosure", path), path),
     )
+
+
+def _consent(site: dict[str, Any], table: dict[str, Any], path: Path) -> tuple[str, Path | None]:
+    """Where patients' consents stand: a column of the table or a register, exactly one of the two."""
+    where = f"[consent] of {path}"
+    _only(table, {"register"}, where)
+    register = _text(table, "register", where)
+    column = _text(site, "consent", f"[site] of {path}")
+    if bool(column) == bool(register):
+        found = "both" if column else "neither"
+        raise TableError(
+            f"{path} names {found} of a consent column ('consent' in [site]) and a register ('register' in "
+            "[consent]); name one of them"
+        )
+    return column or "", path.parent / register if register else None
 
 
 def _label(table: dict[str, Any], path: Path) -> LabelSettings:

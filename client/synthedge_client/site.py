@@ -268,8 +268,13 @@ def site_fingerprint(folder: Path) -> str:
         return site.fingerprint
 
 
-def create_site(folder: Path, *, id: str, data: Path, patient_id: str, consent: str) -> str:
+def create_site(folder: Path, *, id: str, data: Path, patient_id: str, consent: str | Path) -> str:
     """Make a site's folder with keys and site.toml; return the fingerprint.
+
+    Parameters
+    ----------
+    consent : str or Path
+        The table's column of consents, or the file of a consent register.
 
     Raises
     ------
@@ -299,9 +304,12 @@ def create_site(folder: Path, *, id: str, data: Path, patient_id: str, consent: 
             "id": id,
             "data": str(table.resolve()),
             "patient_id": patient_id,
-            "consent": consent,
         }
     }
+    if isinstance(consent, Path):
+        document["consent"] = {"register": str(consent.resolve())}
+    else:
+        document["site"]["consent"] = consent
     try:
         keys = create_keys(folder / "keys")
         database = store.Store(folder / "site.db")

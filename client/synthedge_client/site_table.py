@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from synthedge_client.consent import has_consent
+from synthedge_client.consent import Consents
+from synthedge_client.consent_register import load_register
 from synthedge_client.settings import ColumnSettings, SiteSettings
 from synthedge_client.tables import read_table
 from synthedge_client.units import unit_conversion
@@ -59,7 +60,8 @@ class SiteTable:
         Dictionary units and level indices; NaN = missing.
     positive : ndarray of bool, shape (n_rows,)
     patient_ids : list of str
-    has_consent : ndarray of bool, shape (n_rows,)
+    consents : Consents
+        What each row's patient consents to; ``consents.to(purpose)`` marks the rows that may leave for it.
     features : tuple of str
         The dictionary's features this site has, in its order.
     maps : tuple of ColumnMap
@@ -72,7 +74,7 @@ class SiteTable:
     values: FloatArray
     positive: BoolArray
     patient_ids: list[str]
-    has_consent: BoolArray
+    consents: Consents
     features: tuple[str, ...]
     maps: tuple[ColumnMap, ...]
     label_column: str
@@ -189,7 +191,7 @@ def examine_site_table(
     # Whatever is missing, what is there is looked at: the data manager mends the file once, not ten times.
     labels = _codes(own, label_column, "label", problems)
     patient_ids = _codes(own, settings.patient_id, "patient_id", problems)
-    consents = _codes(own, settings.consent, "consent", problems)
+    consents = _consents(own, patient_ids, settings, problems)
     values = np.full((len(own), len(dictionary.features)), np.nan)
     for column_map in maps:
         feature = dictionary.feature(column_map.feature)
@@ -215,7 +217,7 @@ def examine_site_table(
         values=values[kept],
         positive=np.array([label in positive_codes for label in labels], dtype=np.bool_)[kept],
         patient_ids=[p for p, keep in zip(patient_ids, kept, strict=True) if keep],
-        has_consent=has_consent(consents)[kept],
+        consents=consents.selected(kept),
         features=tuple(m.feature for m in maps),
         maps=tuple(maps),
         label_column=label_column,
@@ -231,6 +233,32 @@ def _codes(own: pd.DataFrame, column: str, what: str, problems: list[Problem]) -
     found = f"the table has no such column for the {what}; correct site.toml"
     problems.append(Problem(f"column '{column}'", found, None, True))
     return None
+
+
+def _consents(
+    own: pd.DataFrame,
+    patient_ids: list[str] | None,
+    settings: SiteSettings,
+    problems: list[Problem],
+) -> Consents | None:
+    if settings.consent_register is None:
+        codes = _codes(own, settings.consent, "consent", problems)
+        if codes is None or patient_ids is None:
+            return None
+        return Consents.from_column(codes, patient_ids)
+    try:
+        register = load_register(settings.consent_register)
+    except TableError as error:
+        # Nobody consents, then; and rows that were refused for it would look like withdrawals.
+        problems.append(Problem("consent", str(error), None, True))
+        return None
+    if patient_ids is None:
+        return None
+    n_unknown = len(set(patient_ids) - set(register))
+    if n_unknown:
+        found = "patients without an entry in the consent register; they do not consent"
+        problems.append(Problem("consent", found, n_unknown, False))
+    return Consents.from_register(register, patient_ids)
 
 
 def _column_map(feature: Feature, column: ColumnSettings, own: pd.DataFrame) -> ColumnMap:

@@ -92,7 +92,7 @@ def test_only_an_exact_active_is_a_consent(tmp_path: Path) -> None:
         rows.loc[i, "consent"] = text
     table = mapped(tmp_path, rows)
 
-    assert table.has_consent.tolist() == [True, True] + [False] * (len(rows) - 2)
+    assert table.consents.to("DUO:0000007").tolist() == [True, True] + [False] * (len(rows) - 2)
 
 
 def test_every_problem_is_listed_at_once_and_none_names_a_value(tmp_path: Path) -> None:

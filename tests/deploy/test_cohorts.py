@@ -47,7 +47,7 @@ def test_a_site_maps_its_table_to_the_canonical_one(cohort: Cohort, tmp_path: Pa
         assert table is not None
         np.testing.assert_allclose(table.values, hospital.samples.values, rtol=1e-6)
         np.testing.assert_array_equal(table.positive, hospital.samples.positive)
-        np.testing.assert_array_equal(table.has_consent, hospital.has_consent)
+        np.testing.assert_array_equal(table.consents.to("DUO:0000007"), hospital.has_consent)
         assert table.patient_ids == list(hospital.table[hospital.patient_id])
 
 
