@@ -23,6 +23,7 @@ from synthedge_client.connection import Connection
 from synthedge_client.delivery import fetch
 from synthedge_client.donating import lapse
 from synthedge_client.inbox import keep_message
+from synthedge_client.log_heads import exchange_heads
 from synthedge_client.outbox import send_waiting
 from synthedge_client.renewal import Renewer
 from synthedge_client.sealed_files import sweep
@@ -41,6 +42,8 @@ POLL_S = 0.2
 RECONNECT_S = 2.0
 # How long a peer that enrols may stay unknown to the agents that run already.
 REFRESH_PEERS_S = 10.0
+# How often the coordinator's audit log is checked to have only grown.
+HEADS_EVERY_S = 60.0
 FIRST_RETRY_S = 2.0
 LAST_RETRY_S = 300.0
 
@@ -219,6 +222,8 @@ def run_once(site: Site, connection: Connection) -> None:
     while progress:
         agent.receive()
         progress = agent.work()
+    exchange_heads(site, connection)
+    agent.work()
 
 
 def run_forever(site: Site, connection: Connection, stop: threading.Event) -> None:
@@ -237,10 +242,13 @@ def run_forever(site: Site, connection: Connection, stop: threading.Event) -> No
 
     follower = threading.Thread(target=follow, name="inbox", daemon=True)
     follower.start()
-    refresh_at, told, renewer = 0.0, "", Renewer()
+    heads_at, refresh_at, told, renewer = 0.0, 0.0, "", Renewer()
     while not stop.is_set():
         try:
             renewer.look_after(site, connection)
+            if time.monotonic() >= heads_at:
+                exchange_heads(site, connection)
+                heads_at = time.monotonic() + HEADS_EVERY_S
             if time.monotonic() >= refresh_at:
                 agent.refresh_peers()
                 refresh_at = time.monotonic() + REFRESH_PEERS_S

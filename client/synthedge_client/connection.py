@@ -32,6 +32,8 @@ from synthedge_protocols.v1.coordinator_pb2_grpc import CoordinatorStub, Enrolme
 
 LIMITS = Limits()
 TRANSFER_TIMEOUT_S = 3_600.0
+# The authority is a process of its own that starts for the answer.
+_AUTHORITY_TIMEOUT_S = 30.0
 # Clouds drop idle TCP after about four minutes.
 _OPTIONS = [
     ("grpc.keepalive_time_ms", 30_000),
@@ -89,6 +91,27 @@ def enrol(token: EnrolmentToken, request: wire.EnrolRequest) -> wire.EnrolRespon
         return response
 
 
+def renew_expired(address: str, request: wire.RenewRequest, *, ca: Path) -> wire.RenewResponse:
+    """Ask for a certificate at the enrolment port, when the site's own has expired.
+
+    Raises
+    ------
+    IdentityError
+        If the coordinator does not accept the site.
+    UnavailableError, DeadlineError
+        If it cannot be reached.
+    """
+    credentials = grpc.ssl_channel_credentials(read_certificate(ca))
+    with (
+        grpc.secure_channel(address, credentials, options=_OPTIONS) as channel,
+        _as_protocol_errors(address),
+    ):
+        response: wire.RenewResponse = EnrolmentStub(channel).RenewExpired(
+            request, timeout=_AUTHORITY_TIMEOUT_S
+        )
+        return response
+
+
 class Connection:
     """Calls of an enrolled site.
 
@@ -105,13 +128,34 @@ class Connection:
             If a certificate file is missing.
         """
         self._address = address
+        self._ca_pem = read_certificate(ca)
+        self._key_pem = key_pem
+        self._open(read_certificate(certificate))
+
+    def _open(self, certificate_pem: bytes) -> None:
         credentials = grpc.ssl_channel_credentials(
-            root_certificates=read_certificate(ca),
-            private_key=key_pem,
-            certificate_chain=read_certificate(certificate),
+            root_certificates=self._ca_pem,
+            private_key=self._key_pem,
+            certificate_chain=certificate_pem,
         )
-        self._channel = grpc.secure_channel(address, credentials, options=_OPTIONS)
+        self._channel = grpc.secure_channel(self._address, credentials, options=_OPTIONS)
         self._stub = CoordinatorStub(self._channel)
+
+    def use_certificate(self, certificate_pem: bytes) -> None:
+        """Go on with a renewed certificate; an open inbox stream ends and is to be opened again."""
+        old = self._channel
+        self._open(certificate_pem)
+        old.close()
+
+    @property
+    def channel_id(self) -> int:
+        """Differs once `use_certificate` was called."""
+        return id(self._channel)
+
+    def renew(self, request: wire.RenewRequest) -> wire.RenewResponse:
+        """Ask for the next certificate."""
+        with _as_protocol_errors(self._address):
+            return self._stub.Renew(request, timeout=_AUTHORITY_TIMEOUT_S)
 
     def close(self) -> None:
         """End every call and stream."""
@@ -164,6 +208,13 @@ class Connection:
             yield from self._stub.Download(
                 wire.DownloadRequest(transfer_id=transfer_id, offset=offset),
                 timeout=TRANSFER_TIMEOUT_S,
+            )
+
+    def log_head(self, old_size: int, size: int = 0) -> wire.LogHead:
+        """The newest head of the coordinator's audit log, or a proof between two heads."""
+        with _as_protocol_errors(self._address):
+            return self._stub.GetLogHead(
+                wire.LogHeadRequest(old_size=old_size, size=size), timeout=LIMITS.call_timeout_s
             )
 
     def release_key(self, request: pb.SignedStatement) -> pb.SignedStatement:

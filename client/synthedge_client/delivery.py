@@ -7,7 +7,6 @@ Rules
 * What cannot be opened, or the gate refuses, is deleted; the receipt says so.
 """
 
-import hashlib
 import io
 import os
 from pathlib import Path
@@ -52,7 +51,7 @@ def fetch(site: Site, connection: Connection, transfer: Transfer) -> bool:
         If this site's own table or mapping cannot take it; it waits until that is mended.
     """
     path = incoming_file(site, transfer)
-    was_begun = path.exists()
+    was_begun = path.exists() and path.stat().st_size > 0
     _download(connection, transfer, path)
     # Asked for again after a crash, the key is the same.
     signed = connection.release_key(site.sign(pb.ReleaseRequest(transfer_id=transfer.id)))
@@ -66,7 +65,7 @@ def fetch(site: Site, connection: Connection, transfer: Transfer) -> bool:
                 "agent",
                 shipment=signed.SerializeToString(),
             )
-    if was_begun and not _is_as_shipped(signed, path):
+    if was_begun and not _opens(site, transfer, signed, path):
         # What an earlier run left may have been torn by a power cut: nobody's fault, once more from the start.
         path.unlink()
         _download(connection, transfer, path)
@@ -89,14 +88,14 @@ def _download(connection: Connection, transfer: Transfer, path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _is_as_shipped(signed: pb.SignedStatement, path: Path) -> bool:
-    try:
-        statement = pb.Statement.FromString(signed.statement)
-        shipment = pb.Shipment.FromString(statement.payload)
-    except DecodeError:
-        return True  # no power cut did that; opening it will refuse
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest() == shipment.ciphertext_digest
+def _opens(site: Site, transfer: Transfer, signed: pb.SignedStatement, path: Path) -> bool:
+    with site.store.read() as transaction:
+        try:
+            verified = verify_from_peer(site, transaction, signed, pb.Shipment, transfer.peer)
+            _open(site, transaction, transfer, verified.payload, path)
+        except ProtocolError:
+            return False
+    return True
 
 
 def _take_in(site: Site, transfer: Transfer, signed: pb.SignedStatement, path: Path) -> None:

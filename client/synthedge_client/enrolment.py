@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from synthedge_client import dictionaries, store
 from synthedge_client.connection import enrol
 from synthedge_client.keystore import KeyStore, load_keys
+from synthedge_client.log_heads import LOG_KEY_FACT
 from synthedge_client.settings import load_settings
 from synthedge_core.errors import RefusedError, UsageError
 from synthedge_protocols.certificates import load_certificate, pem, site_csr, site_of
@@ -74,6 +75,7 @@ def _enrol(
         store.set_fact(connection, "address", token.address)
         store.set_fact(connection, "enrolment address", token.enrolment_address)
         dictionary = dictionaries.remember(connection, response.dictionary)
+        store.set_fact(connection, LOG_KEY_FACT, response.log_public_key.hex())
         store.delete_fact(connection, _PENDING)
         store.record(
             connection,

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from synthedge_client import dictionaries, outbound, rotation, store
 from synthedge_client.donating import forget_selection
 from synthedge_client.hints import check_profile, check_proposals
+from synthedge_client.log_heads import keep_peer_head
 from synthedge_client.received import delete_samples
 from synthedge_client.settings import SiteSettings
 from synthedge_client.site import Site
@@ -40,6 +41,7 @@ from synthedge_protocols.statements import (
     STATEMENT_TYPES,
     Verified,
     read_unverified,
+    type_name,
     verify,
 )
 from synthedge_protocols.v1 import coordinator_pb2 as wire
@@ -181,6 +183,7 @@ def verify_from_peer(
     ProtocolError
         If the peer is unknown or anything about the statement is wrong.
     """
+    under = STATEMENT_TYPES[type_name(expected_type)].under_dictionary
     return verify(
         signed,
         expected_type=expected_type,
@@ -188,7 +191,7 @@ def verify_from_peer(
         site=peer,
         site_public_key=rotation.peer_key(connection, signed, expected_type, peer)
         or site.peer_public_key(connection, peer),
-        dictionary_digest=bytes.fromhex(site.dictionary.digest),
+        dictionary_digest=bytes.fromhex(site.dictionary.digest) if under else None,
         now_ms=store.now_ms(),
         limits=LIMITS,
     )
@@ -203,6 +206,9 @@ def _apply_statement(site: Site, connection: sa.Connection, signed: pb.SignedSta
     body = verified.payload
     if isinstance(body, pb.TransferRequest):
         _receive_request(site, connection, signed, body, statement.signer_site)
+        return
+    if isinstance(body, pb.WitnessedHead):
+        keep_peer_head(site, connection, verified)
         return
     if not isinstance(body, pb.Approval | pb.Ending | pb.Receipt):
         raise MalformedError(f"a statement of type '{statement.type}' is not sent to a site")

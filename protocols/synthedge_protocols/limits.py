@@ -18,6 +18,8 @@ class Limits:
     chunk_bytes : int
         Data in one upload or download chunk, and plaintext of one sealed chunk. 512 KiB to 1 MiB
         gave the highest throughput over gRPC; smaller ones lose up to seven eighths of it.
+    padding_bytes : int
+        The smallest size class that a sealed transfer's content is padded to.
     ciphertext_bytes : int
         One sealed transfer. The stream format itself ends at 2**32 chunks.
     payload_bytes : int
@@ -49,6 +51,7 @@ class Limits:
 
     message_bytes: int = 1_048_576
     chunk_bytes: int = 524_288
+    padding_bytes: int = 16_384
     ciphertext_bytes: int = 4 * 1024**3
     payload_bytes: int = 256 * 1024**2
     text_bytes: int = 2_000

@@ -6,11 +6,15 @@ chunk's index in 4 bytes, 1 for the last chunk and 0 before it: the STREAM const
 Reyhanitabar, Rogaway and Vizar (2015), so chunks cannot be dropped, doubled, swapped or cut off.
 Associated data is the header's SHA-256. The file key is fresh, so no nonce ever repeats under it.
 
+What is chunked is the content, zeros up to a size class (see `padding`), and the content's length in 8 bytes: how
+many rows travel does not show beyond the class.
+
 HPKE's base mode does not say who sealed: the donor signs a `Shipment` over `Sealed`, and the
 recipient verifies that statement before it opens anything.
 """
 
 import hashlib
+import io
 import os
 import struct
 from dataclasses import dataclass, fields
@@ -27,9 +31,10 @@ from synthedge_protocols.errors import (
 from synthedge_protocols.framing import join_fields
 from synthedge_protocols.keys import HPKE_SUITE, HpkeKeyPair, HpkePublicKey
 from synthedge_protocols.limits import Limits
+from synthedge_protocols.padding import size_class
 from synthedge_protocols.v1 import statements_pb2 as pb
 
-__all__ = ["Sealed", "SealingContext", "open_sealed", "seal"]
+__all__ = ["Sealed", "SealingContext", "open_sealed", "seal", "stream_digest"]
 
 _PURPOSE = b"synthedge/v1/transfer"
 _MAGIC = b"SynthEdge transfer 1\0"
@@ -37,7 +42,10 @@ _HEADER = struct.Struct(">21sI7s32s")
 _PREFIX_BYTES = 7
 _TAG_BYTES = 16
 _KEY_BYTES = 32
+_LENGTH_BYTES = 8
 _MAX_CHUNKS = 2**32
+# Tags read to digest one stream: 512 GiB in chunks of 512 KiB, and no stranger's chunks of one byte.
+_MAX_TAGS = 2**20
 # Fits every ML-KEM-768 + X25519 encapsulation of a 32-byte key, with the tag.
 _ENCAPSULATED_BYTES = 1_120 + _KEY_BYTES + _TAG_BYTES
 
@@ -97,7 +105,9 @@ class Sealed:
     encapsulated : bytes
         HPKE encapsulation and the sealed file key, 1,168 bytes; kept apart from the stream.
     header_digest, ciphertext_digest, info_digest : bytes
-        SHA-256 of the stream's header, of the whole stream, and of the HPKE `info`.
+        SHA-256 of the stream's header, of the header and every chunk's tag, and of the HPKE `info`.
+        Without the file key no chunk can be changed under its tag, and hashing every byte would
+        take four times as long as sealing it.
     ciphertext_bytes : int
         Length of the whole stream.
     """
@@ -133,7 +143,7 @@ def seal(
     context: SealingContext,
     limits: Limits,
 ) -> Sealed:
-    """Seal everything `plaintext` still holds into `out`, two chunks in memory at a time.
+    """Seal everything `plaintext` still holds into `out`, padded, two chunks in memory at a time.
 
     Parameters
     ----------
@@ -144,7 +154,7 @@ def seal(
     context : SealingContext
         What the transfer belongs to.
     limits : Limits
-        ``chunk_bytes`` and ``ciphertext_bytes``.
+        ``chunk_bytes``, ``padding_bytes`` and ``ciphertext_bytes``.
 
     Returns
     -------
@@ -170,11 +180,12 @@ def seal(
     out.write(header)
     aead = AESGCM(file_key)
     # Reused buffers: allocating one per chunk costs most of the throughput.
+    source = _Padded(plaintext, limits.padding_bytes)
     current, following = bytearray(limits.chunk_bytes), bytearray(limits.chunk_bytes)
     sealed = memoryview(bytearray(limits.chunk_bytes + _TAG_BYTES))
-    n_current = _fill(plaintext, current)
+    n_current = _fill(source, current)
     for i_chunk in range(_MAX_CHUNKS):
-        n_following = _fill(plaintext, following) if n_current == limits.chunk_bytes else 0
+        n_following = _fill(source, following) if n_current == limits.chunk_bytes else 0
         piece = sealed[: n_current + _TAG_BYTES]
         written += len(piece)
         if written > limits.ciphertext_bytes:
@@ -183,7 +194,7 @@ def seal(
             )
         nonce = _nonce(prefix, i_chunk, is_last=not n_following)
         aead.encrypt_into(nonce, memoryview(current)[:n_current], header_digest, piece)
-        digest.update(piece)
+        digest.update(piece[n_current:])
         out.write(piece)
         if not n_following:
             break
@@ -215,8 +226,9 @@ def open_sealed(
     sealed_stream : binary file
         The downloaded bytes, read from its position to its end.
     out : binary file
-        Takes the plaintext. Chunks are written as they are authenticated, so what it holds counts
-        only once this function has returned; discard it when it raises.
+        Takes the plaintext from its position on, and is cut behind it: seekable. Chunks are written
+        as they are authenticated, so what it holds counts only once this function has returned;
+        discard it when it raises.
     sealed : Sealed
         From a `Shipment` whose signature was verified first.
     key_pair : HpkeKeyPair
@@ -249,6 +261,36 @@ def open_sealed(
         raise TransferAuthenticationError("transfer could not be authenticated") from None
 
 
+def stream_digest(stream: BinaryIO, n_bytes: int) -> bytes:
+    """Compute the `ciphertext_digest` of a sealed stream without opening it.
+
+    Parameters
+    ----------
+    stream : binary file
+        Seekable; the sealed stream begins at 0.
+    n_bytes : int
+        Its length.
+
+    Raises
+    ------
+    MalformedError
+        If it is no sealed stream of that length.
+    """
+    stream.seek(0)
+    header = stream.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        raise MalformedError(f"a sealed stream of {n_bytes} bytes is shorter than its header")
+    magic, chunk_bytes, _, _ = _HEADER.unpack(header)
+    if magic != _MAGIC or not chunk_bytes or n_bytes // chunk_bytes > _MAX_TAGS:
+        raise MalformedError(f"{n_bytes} bytes are no sealed stream of this version")
+    digest, at = hashlib.sha256(header), _HEADER.size
+    while at < n_bytes:
+        at = min(at + chunk_bytes + _TAG_BYTES, n_bytes)
+        stream.seek(at - _TAG_BYTES)
+        digest.update(stream.read(_TAG_BYTES))
+    return digest.digest()
+
+
 class _BrokenStreamError(Exception):
     """The stream is not what the shipment or the format says; never leaves this module."""
 
@@ -276,7 +318,8 @@ def _open(
     file_key = HPKE_SUITE.decrypt(sealed.encapsulated, key_pair.handle, info=info)
     _require(len(file_key) == _KEY_BYTES)
 
-    digest, read, opened = hashlib.sha256(header), len(header), 0
+    digest, read, opened, begin = hashlib.sha256(header), len(header), 0, out.tell()
+    tail = b""
     aead = AESGCM(file_key)
     block_bytes = chunk_bytes + _TAG_BYTES
     current, following = bytearray(block_bytes), bytearray(block_bytes)
@@ -287,16 +330,53 @@ def _open(
         read += n_current
         _require(n_current >= _TAG_BYTES and read <= sealed.ciphertext_bytes)
         block, piece = memoryview(current)[:n_current], plain[: n_current - _TAG_BYTES]
-        digest.update(block)
+        digest.update(block[len(piece) :])
         nonce = _nonce(prefix, i_chunk, is_last=not n_following)
         aead.decrypt_into(nonce, block, header_digest, piece)
         out.write(piece)
         opened += len(piece)
+        # The length may lie across the last two chunks.
+        tail = (tail + piece[-_LENGTH_BYTES:])[-_LENGTH_BYTES:]
         if not n_following:
             break
         current, following, n_current = following, current, n_following
     _require(read == sealed.ciphertext_bytes and digest.digest() == sealed.ciphertext_digest)
-    return opened
+    n_bytes = int.from_bytes(tail, "big")
+    _require(len(tail) == _LENGTH_BYTES and n_bytes <= opened - _LENGTH_BYTES)
+    out.seek(begin + n_bytes)
+    out.truncate()
+    return n_bytes
+
+
+class _Padded:
+    """Reads a source, then zeros up to a size class, then the source's length."""
+
+    def __init__(self, source: BinaryIO, smallest: int) -> None:
+        self._source = source
+        self._smallest = smallest
+        self._n_bytes = 0
+        self._n_zeros: int | None = None
+        self._end = b""
+
+    def readinto(self, view: memoryview) -> int:
+        """Fill a part of `view`; 0 at the end."""
+        if self._n_zeros is None:
+            n = _read_some(self._source, view)
+            self._n_bytes += n
+            if n:
+                return n
+            length = self._n_bytes + _LENGTH_BYTES
+            self._n_zeros = size_class(length, self._smallest) - length
+            self._end = self._n_bytes.to_bytes(_LENGTH_BYTES, "big")
+        if self._n_zeros:
+            n = min(len(view), self._n_zeros)
+            view[:n] = bytes(n)
+            self._n_zeros -= n
+            return n
+        n = min(len(view), len(self._end))
+        view[:n] = self._end[:n]
+        self._end = self._end[n:]
+        return n
 
 
 def _require(holds: bool) -> None:
@@ -308,13 +388,23 @@ def _nonce(prefix: bytes, i_chunk: int, *, is_last: bool) -> bytes:
     return prefix + i_chunk.to_bytes(4, "big") + bytes([is_last])
 
 
-def _fill(source: BinaryIO, buffer: bytearray) -> int:
+def _fill(source: "BinaryIO | _Padded", buffer: bytearray) -> int:
     """Read until `buffer` is full or `source` ends; raw files and pipes return short reads."""
     view, n = memoryview(buffer), 0
     while n < len(buffer):
-        data = source.read(len(buffer) - n)
-        if not data:
+        part = view[n:]
+        read = source.readinto(part) if isinstance(source, _Padded) else _read_some(source, part)
+        if not read:
             break
-        view[n : n + len(data)] = data
-        n += len(data)
+        n += read
     return n
+
+
+def _read_some(source: BinaryIO, view: memoryview) -> int:
+    # Straight into the buffer where the file can: a copy of every byte less.
+    if isinstance(source, io.IOBase) and hasattr(source, "readinto"):
+        n: int = source.readinto(view) or 0
+        return n
+    data = source.read(len(view))
+    view[: len(data)] = data
+    return len(data)

@@ -15,9 +15,10 @@ import fcntl
 import hashlib
 import os
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final, cast
 
 from synthedge_protocols.errors import LifecycleError, LimitExceededError
+from synthedge_protocols.sealing import stream_digest
 
 # The best chunk for gRPC on this kind of machine lies between 512 KiB and 1 MiB.
 CHUNK_BYTES: Final = 512 * 1024
@@ -100,9 +101,17 @@ class Spool:
         return size + len(data)
 
     def digest(self, key: bytes) -> bytes:
-        """SHA-256 of everything stored under a key."""
-        with self._path(key).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        """Digest of the sealed stream stored under a key, as its shipment names it.
+
+        Raises
+        ------
+        MalformedError
+            If what is stored is no sealed stream.
+        """
+        path = self._path(key)
+        # Unbuffered: of each chunk only the tag is read.
+        with path.open("rb", buffering=0) as file:
+            return stream_digest(cast(BinaryIO, file), path.stat().st_size)
 
     def read(self, key: bytes, offset: int) -> bytes:
         """Read the chunk at an offset: at most `CHUNK_BYTES`, empty at the end.

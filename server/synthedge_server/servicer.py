@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row
 
 from synthedge_protocols.errors import (
     DeadlineError,
@@ -20,13 +20,14 @@ from synthedge_protocols.limits import Limits
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import coordinator_pb2_grpc as rpc
 from synthedge_protocols.v1 import statements_pb2 as pb
-from synthedge_server import store
+from synthedge_server import dictionaries
 from synthedge_server.broker import Broker
 from synthedge_server.callers import Callers, Context
 from synthedge_server.inbox import messages_after
 from synthedge_server.intake import Intake
 from synthedge_server.ledger import Ledger
 from synthedge_server.log import log
+from synthedge_server.log_heads import LogHeads
 from synthedge_server.relay import spool_key
 from synthedge_server.renewal import Renewal
 from synthedge_server.rotation import directory_entries
@@ -45,6 +46,7 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
     intake : Intake
     broker : Broker
     renewal : Renewal
+    heads : LogHeads
     ledger : Ledger
     limits : Limits
     """
@@ -55,6 +57,7 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
         intake: Intake,
         broker: Broker,
         renewal: Renewal,
+        heads: LogHeads,
         ledger: Ledger,
         limits: Limits,
     ) -> None:
@@ -62,6 +65,7 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
         self._intake = intake
         self._broker = broker
         self._renewal = renewal
+        self._heads = heads
         self._ledger = ledger
         self._limits = limits
         self._is_stopping = False
@@ -119,15 +123,15 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
         self, request: wire.DictionaryRequest, context: Context
     ) -> wire.DictionaryDocument:
         """Send the current dictionary, or the one of a digest."""
-        table = store.dictionaries
-        query = select(table).order_by(table.c.set_at_ms.desc()).limit(1)
-        if request.digest:
-            query = query.where(table.c.digest == request.digest)
         with self._ledger.engine.connect() as connection:
-            row = connection.execute(query).one_or_none()
-        if row is None:
+            version = (
+                dictionaries.of_digest(connection, request.digest)
+                if request.digest
+                else dictionaries.newest(connection)
+            )
+        if version is None:
             raise MalformedError(f"there is no dictionary {request.digest.hex()[:12]}")
-        return wire.DictionaryDocument(digest=row.digest, toml=row.toml)
+        return version.document()
 
     async def GetUpload(self, request: wire.UploadQuery, context: Context) -> wire.UploadProgress:
         """Say how much of a shipment is durably stored: where an upload goes on."""
@@ -204,6 +208,11 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
         """Certify the calling site's TLS key anew."""
         return await self._renewal.renew(request, self._callers.site_of(context))
 
+    async def GetLogHead(self, request: wire.LogHeadRequest, context: Context) -> wire.LogHead:
+        """Sign the head of the audit log, or prove that one head extends another."""
+        with self._ledger.engine.connect() as connection:
+            return self._heads.prove(connection, request)
+
     async def _next_chunk(self, chunks: AsyncIterator[wire.UploadChunk]) -> wire.UploadChunk | None:
         try:
             async with asyncio.timeout(self._limits.stream_idle_s):
@@ -230,7 +239,10 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
         stored = await asyncio.to_thread(spool.stored_bytes, key)
         if stored < upload.ciphertext_bytes:
             return wire.UploadProgress(stored_bytes=stored)
-        digest = await asyncio.to_thread(spool.digest, key)
+        try:
+            digest = await asyncio.to_thread(spool.digest, key)
+        except MalformedError:
+            digest = b""
         if digest != upload.ciphertext_digest:
             await asyncio.to_thread(spool.delete, key)
             raise VerificationError(

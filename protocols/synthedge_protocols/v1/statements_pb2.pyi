@@ -519,7 +519,7 @@ class Shipment(_message.Message):
     header_digest: _builtins.bytes
     """SHA-256 of the stream header"""
     ciphertext_digest: _builtins.bytes
-    """SHA-256 of all bytes uploaded"""
+    """SHA-256 of the stream's header and every chunk's tag"""
     ciphertext_bytes: _builtins.int
     info_digest: _builtins.bytes
     """SHA-256 of the HPKE info"""
