@@ -33,7 +33,7 @@ from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import store
 from synthedge_server.ledger import Transaction
-from synthedge_server.registry import Registry
+from synthedge_server.registries import Registries
 from synthedge_server.relay import spool_key
 from synthedge_server.request_checks import check_request
 from synthedge_server.transfer_records import (
@@ -64,14 +64,14 @@ class Broker:
 
     Parameters
     ----------
-    registry : Registry
-        Grids of the dictionary and current reports.
+    registries : Registries
+        Grids, policies and current reports of the dictionaries.
     limits : Limits
         Bounds on what a peer may announce.
     """
 
-    def __init__(self, registry: Registry, limits: Limits) -> None:
-        self._registry = registry
+    def __init__(self, registries: Registries, limits: Limits) -> None:
+        self._registries = registries
         self._limits = limits
 
     def request(self, transaction: Transaction, verified: Verified[pb.TransferRequest]) -> None:
@@ -85,7 +85,7 @@ class Broker:
             If the transfer exists already.
         """
         request, connection = verified.payload, transaction.connection
-        check_request(connection, self._registry, verified)
+        check_request(connection, self._registries.current(connection), verified)
         identifier = transfer_id(verified.payload_bytes)
         table = store.transfers
         if find_transfer(connection, identifier) is not None:
@@ -109,7 +109,9 @@ class Broker:
                     State.PROPOSED, Event.REQUEST, Party.RECIPIENT, at=Party.COORDINATOR
                 ).value,
                 since_ms=transaction.now_ms,
-                expires_at_ms=self._expiry(State.REQUESTED, transaction.now_ms),
+                expires_at_ms=self._expiry(
+                    transaction, State.REQUESTED, verified.dictionary_digest
+                ),
                 reason="",
                 requested_at_ms=transaction.now_ms,
             )
@@ -341,18 +343,19 @@ class Broker:
             .values(
                 state=state.value,
                 since_ms=transaction.now_ms,
-                expires_at_ms=self._expiry(state, transaction.now_ms),
+                expires_at_ms=self._expiry(transaction, state, row.dictionary_digest),
                 reason=reason,
             )
         )
         return state
 
-    def _expiry(self, state: State, now_ms: int) -> int | None:
+    def _expiry(self, transaction: Transaction, state: State, digest: bytes) -> int | None:
         field = _EXPIRES_AFTER.get(state)
         if field is None:
             return None
-        hours: float = getattr(self._registry.dictionary.policy, field)
-        return now_ms + int(hours * _MS_PER_HOUR)
+        policy = self._registries.policy(transaction.connection, digest)
+        hours: float = getattr(policy, field)
+        return transaction.now_ms + int(hours * _MS_PER_HOUR)
 
     def _text(self, reason: str) -> str:
         if len(reason.encode()) > self._limits.text_bytes:

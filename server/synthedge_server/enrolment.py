@@ -17,7 +17,7 @@ from synthedge_protocols.names import check_name
 from synthedge_protocols.statements import VerifiedSiteKeys, verify_site_keys
 from synthedge_protocols.tokens import EnrolmentToken
 from synthedge_protocols.v1 import coordinator_pb2 as wire
-from synthedge_server import store
+from synthedge_server import dictionaries, store
 from synthedge_server.authority import certify_site
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.ledger import Ledger, Transaction
@@ -46,8 +46,8 @@ class Enrolment:
     folder : CoordinatorFolder
         Where the authority finds itself.
     ledger : Ledger
-    dictionary : DictionaryDocument
-        The current one, sent along.
+    log_public_key : bytes
+        Raw Ed25519; what heads of the coordinator's audit log are verified with.
     limits : Limits
     """
 
@@ -56,13 +56,13 @@ class Enrolment:
         consortium: str,
         folder: CoordinatorFolder,
         ledger: Ledger,
-        dictionary: wire.DictionaryDocument,
+        log_public_key: bytes,
         limits: Limits,
     ) -> None:
         self._consortium = consortium
         self._folder = folder
         self._ledger = ledger
-        self._dictionary = dictionary
+        self._log_public_key = log_public_key
         self._limits = limits
 
     async def enrol(self, request: wire.EnrolRequest) -> wire.EnrolResponse:
@@ -115,8 +115,13 @@ class Enrolment:
         return self._response(await self._ledger.write(lambda t: _register(t, candidate, encoded)))
 
     def _response(self, certificate: bytes) -> wire.EnrolResponse:
+        with self._ledger.engine.connect() as connection:
+            document = dictionaries.newest(connection).document()
         return wire.EnrolResponse(
-            consortium=self._consortium, certificate=certificate, dictionary=self._dictionary
+            consortium=self._consortium,
+            certificate=certificate,
+            dictionary=document,
+            log_public_key=self._log_public_key,
         )
 
 

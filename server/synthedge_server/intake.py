@@ -19,10 +19,11 @@ from synthedge_protocols.statements import (
 )
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
-from synthedge_server import store
+from synthedge_server import dictionaries, store
 from synthedge_server.broker import Broker
 from synthedge_server.ledger import Ledger, Transaction
-from synthedge_server.registry import Registry
+from synthedge_server.log_heads import LogHeads
+from synthedge_server.registries import Registries
 from synthedge_server.rotation import accept_rotation, statement_key
 
 M = TypeVar("M", bound=Message)
@@ -41,25 +42,33 @@ class Intake:
     consortium : str
         The consortium's name.
     ledger : Ledger
-    registry : Registry
+    registries : Registries
     broker : Broker
+    heads : LogHeads
     limits : Limits
     """
 
     def __init__(
-        self, consortium: str, ledger: Ledger, registry: Registry, broker: Broker, limits: Limits
+        self,
+        consortium: str,
+        ledger: Ledger,
+        registries: Registries,
+        broker: Broker,
+        heads: LogHeads,
+        limits: Limits,
     ) -> None:
         self._consortium = consortium
         self._ledger = ledger
-        self._digest = registry.digest
         self._limits = limits
         self._handlers: dict[str, Callable[[Transaction, Verified[Any]], None]] = {
-            "gap-report": registry.accept,
+            "dictionary-acceptance": dictionaries.accept,
+            "gap-report": registries.accept,
             "transfer-request": broker.request,
             "approval": broker.approve,
             "shipment": broker.ship,
             "receipt": broker.receive,
             "ending": broker.end,
+            "witnessed-head": heads.witness,
             "key-rotation": partial(accept_rotation, consortium=consortium, limits=limits),
         }
 
@@ -106,6 +115,7 @@ class Intake:
         """Check one statement of a site against its keys on record; raises as `statements.verify`."""
         with self._ledger.engine.connect() as connection:
             public_key = statement_key(connection, site, signed, expected_type)
+            digest = dictionaries.newest(connection).digest
         name = type_name(expected_type)
         return verify(
             signed,
@@ -113,7 +123,7 @@ class Intake:
             consortium=self._consortium,
             site=site,
             site_public_key=public_key,
-            dictionary_digest=self._digest if name in _STARTS else None,
+            dictionary_digest=digest if name in _STARTS else None,
             now_ms=self._ledger.clock(),
             limits=self._limits,
         )
@@ -133,6 +143,10 @@ def _act_once(
     earlier = _earlier_receipt(transaction.connection, verified.site, verified.digest)
     if earlier is not None:
         return earlier
+    if verified.type in _STARTS:
+        dictionaries.require_acceptance(
+            transaction.connection, verified.site, verified.dictionary_digest
+        )
     handler(transaction, verified)
     transaction.connection.execute(
         insert(store.statements).values(

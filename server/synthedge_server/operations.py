@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import Engine, select, update
 
 from synthedge_core.dictionary import parse_dictionary
 from synthedge_core.errors import RefusedError, UsageError
@@ -17,12 +17,13 @@ from synthedge_protocols.limits import Limits
 from synthedge_protocols.names import check_name
 from synthedge_protocols.tokens import EnrolmentToken
 from synthedge_protocols.writer import Writer, sqlite_engine
-from synthedge_server import authority, store
+from synthedge_server import authority, dictionaries, store
 from synthedge_server.broker import Broker
 from synthedge_server.enrolment import add_token
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.ledger import Transaction, system_clock
-from synthedge_server.registry import Registry
+from synthedge_server.log_heads import create_log_key
+from synthedge_server.registries import Registries
 from synthedge_server.settings import Address, Settings, read_settings, settings_toml
 
 T = TypeVar("T")
@@ -72,23 +73,13 @@ def create_coordinator(
     )
     folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     authority.create(folder, name, datetime.now(UTC))
+    create_log_key(folder)
     engine = sqlite_engine(folder.database)
     try:
         store.METADATA.create_all(engine)
     finally:
         engine.dispose()
-
-    def set_dictionary(transaction: Transaction) -> None:
-        transaction.connection.execute(
-            insert(store.dictionaries).values(
-                digest=bytes.fromhex(dictionary.digest),
-                toml=dictionary_toml,
-                set_at_ms=transaction.now_ms,
-            )
-        )
-        transaction.record("operator", "dictionary-set", dictionary.digest)
-
-    change(folder, set_dictionary)
+    change(folder, lambda t: dictionaries.add(t, dictionary_toml))
     # Last: a folder without settings is not a coordinator's, whatever else an interrupted init left.
     folder.settings.write_text(settings_toml(settings), "utf-8")
     return dictionary.digest
@@ -144,7 +135,7 @@ def set_site_state(folder: CoordinatorFolder, site: str, state: str) -> int:
     RefusedError
         If it was revoked.
     """
-    broker = Broker(Registry(parse_dictionary(current_dictionary(folder))), Limits())
+    broker = Broker(Registries(), Limits())
 
     def apply(transaction: Transaction) -> int:
         row = transaction.connection.execute(
@@ -165,12 +156,8 @@ def set_site_state(folder: CoordinatorFolder, site: str, state: str) -> int:
 
 def current_dictionary(folder: CoordinatorFolder) -> str:
     """Text of the current dictionary; raises as `reading`."""
-    table = store.dictionaries
     with reading(folder) as engine, engine.connect() as connection:
-        text: str = connection.execute(
-            select(table.c.toml).order_by(table.c.set_at_ms.desc()).limit(1)
-        ).scalar_one()
-    return text
+        return dictionaries.newest(connection).toml
 
 
 def rows(folder: CoordinatorFolder, query: Any) -> list[dict[str, Any]]:

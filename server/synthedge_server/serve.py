@@ -18,7 +18,6 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 from sqlalchemy import select
 
-from synthedge_core.dictionary import parse_dictionary
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.certificates import load_certificate
 from synthedge_protocols.errors import IdentityError, UnavailableError
@@ -26,7 +25,7 @@ from synthedge_protocols.limits import Limits
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import coordinator_pb2_grpc as rpc
 from synthedge_protocols.writer import Writer, sqlite_engine
-from synthedge_server import store
+from synthedge_server import dictionaries, store
 from synthedge_server.boundary import Boundary
 from synthedge_server.broker import Broker
 from synthedge_server.callers import Callers, Context
@@ -35,7 +34,8 @@ from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.intake import Intake
 from synthedge_server.ledger import Ledger, system_clock
 from synthedge_server.log import log
-from synthedge_server.registry import Registry
+from synthedge_server.log_heads import LogHeads, load_log_key
+from synthedge_server.registries import Registries
 from synthedge_server.relay import Spool, spool_key
 from synthedge_server.renewal import Renewal, ServerCertificate
 from synthedge_server.servicer import CoordinatorServicer
@@ -111,8 +111,10 @@ class Coordinator:
     async def _keep_house(self) -> None:
         """Expire transfers, sweep the spool and cut off suspended sites, until cancelled."""
         inactive: set[str] = set()
+        version = 0
         while True:
             inactive = await self._tidy(inactive)
+            version = self._tell_of_dictionary(version)
             await self._certificate.renew_if_due()
             await asyncio.sleep(_TICK_S)
 
@@ -140,6 +142,14 @@ class Coordinator:
             # Another process wrote that, and perhaps endings into inboxes too.
             self._ledger.wake()
         return inactive
+
+    def _tell_of_dictionary(self, version_before: int) -> int:
+        """Wake the sites when another process set a new dictionary and wrote to their inboxes."""
+        with self._ledger.engine.connect() as connection:
+            version = dictionaries.newest(connection).version
+        if version != version_before:
+            self._ledger.wake()
+        return version
 
 
 @asynccontextmanager
@@ -218,18 +228,16 @@ async def serve(folder: CoordinatorFolder, announce: Callable[[Address, Address]
 async def _start(
     folder: CoordinatorFolder, settings: Settings, ledger: Ledger, limits: Limits
 ) -> Coordinator:
-    with ledger.engine.connect() as connection:
-        document = connection.execute(
-            select(store.dictionaries).order_by(store.dictionaries.c.set_at_ms.desc()).limit(1)
-        ).one()
-    registry = Registry(parse_dictionary(document.toml))
-    broker = Broker(registry, limits)
+    registries = Registries()
+    broker = Broker(registries, limits)
     ca_certificate = load_certificate(folder.ca_certificate.read_bytes())
     certificate = ServerCertificate(folder, settings, ledger.clock)
     callers = Callers(settings.consortium, ca_certificate, ledger)
-    intake = Intake(settings.consortium, ledger, registry, broker, limits)
+    log_key = load_log_key(folder)
+    heads = LogHeads(settings.consortium, log_key)
+    intake = Intake(settings.consortium, ledger, registries, broker, heads, limits)
     renewal = Renewal(folder, ledger, intake, limits)
-    servicer = CoordinatorServicer(callers, intake, broker, renewal, ledger, limits)
+    servicer = CoordinatorServicer(callers, intake, broker, renewal, heads, ledger, limits)
 
     sites = _server(Boundary(callers.site_of), limits)
     rpc.add_CoordinatorServicer_to_server(servicer, sites)
@@ -240,7 +248,7 @@ async def _start(
                 settings.consortium,
                 folder,
                 ledger,
-                wire.DictionaryDocument(digest=document.digest, toml=document.toml),
+                log_key.public_bytes,
                 limits,
             ),
             renewal,

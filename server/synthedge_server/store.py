@@ -78,8 +78,20 @@ dictionaries: Final = Table(
     "dictionaries",
     METADATA,
     Column("digest", LargeBinary, primary_key=True),
+    Column("version", Integer, nullable=False, unique=True),
     Column("toml", Text, nullable=False),
     Column("set_at_ms", BigInteger, nullable=False),
+)
+
+# Which site's steward accepted which dictionary; the statement is the evidence.
+acceptances: Final = Table(
+    "acceptances",
+    METADATA,
+    Column("site", Text, ForeignKey("sites.site"), primary_key=True),
+    Column("digest", LargeBinary, ForeignKey("dictionaries.digest"), primary_key=True),
+    Column("steward", Text, nullable=False),
+    Column("statement", LargeBinary, nullable=False),
+    Column("accepted_at_ms", BigInteger, nullable=False),
 )
 
 # Every statement that was accepted, for ever: the same bytes get the same receipt.
@@ -155,6 +167,17 @@ uploads: Final = Table(
     Column("ciphertext_digest", LargeBinary, nullable=False),
     Column("ciphertext_bytes", BigInteger, nullable=False),
     Column("completed_at_ms", BigInteger),
+)
+
+# Heads of the sites' own audit logs, as they signed them when they countersigned one of the coordinator's.
+site_heads: Final = Table(
+    "site_heads",
+    METADATA,
+    Column("site", Text, ForeignKey("sites.site"), primary_key=True),
+    Column("size", BigInteger, primary_key=True),
+    Column("note", Text, nullable=False),
+    Column("coordinator_size", BigInteger, nullable=False),
+    Column("seen_at_ms", BigInteger, nullable=False),
 )
 
 # Who did what to what; written in the transaction of the change it tells about.

@@ -92,6 +92,13 @@ TIMEOUT_S = 10.0
 DAY_MS = 86_400_000
 
 
+def acceptance(dictionary: Dictionary = DICTIONARY, version: int = 1) -> pb.DictionaryAcceptance:
+    """What a steward signs to accept a dictionary."""
+    return pb.DictionaryAcceptance(
+        version=version, outcome_digest=bytes.fromhex(dictionary.target.outcome_digest)
+    )
+
+
 class Clock:
     """The system's time, moved by tests."""
 
@@ -326,12 +333,14 @@ class Consortium:
             )
             return response
 
-    async def enrol(self, name: str) -> Hospital:
+    async def enrol(self, name: str, *, accepts: bool = True) -> Hospital:
         hospital = Hospital(name, key_ids=self.key_ids)
         self.key_ids[name] = hospital.statement.key_id
         response = await self.ask_to_enrol(hospital.enrol_request(self.invite(name)))
         hospital.certificate = response.certificate
         self.connect(hospital)
+        if accepts:
+            await hospital.submit(hospital.sign_as_steward(acceptance()))
         return hospital
 
     def connect(self, hospital: Hospital) -> None:
