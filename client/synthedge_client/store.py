@@ -59,16 +59,20 @@ peer_keys = sa.Table(
     sa.Column("public_key", sa.LargeBinary, nullable=False),
 )
 releases = sa.Table(
-    "releases",
+    "releases",  # gap reports, byte for byte; see `releases`
     metadata,
     sa.Column("release_id", sa.LargeBinary, primary_key=True),
     sa.Column("dictionary_digest", sa.Text, nullable=False),
-    sa.Column("snapshot", sa.Text, nullable=False),
+    sa.Column("snapshot", sa.Text),  # NULL: known from the coordinator alone
     sa.Column("disclosure", sa.Text, nullable=False),
     sa.Column("epsilon", sa.Float, nullable=False),
     sa.Column("min_count", sa.Integer, nullable=False),
-    sa.Column("statement", sa.LargeBinary, nullable=False),  # the signed report, byte for byte
+    sa.Column("report", sa.LargeBinary),  # serialised GapReport
+    sa.Column("working", sa.LargeBinary),  # encrypted: true counts and reasons
+    sa.Column("statement", sa.LargeBinary),  # as last signed; NULL until it was published
     sa.Column("created_at_ms", sa.Integer, nullable=False),
+    sa.Column("spent_at_ms", sa.Integer),  # first published; NULL: nothing has left
+    sa.Column("published_at_ms", sa.Integer),  # last
     sa.UniqueConstraint("dictionary_digest", "snapshot", "disclosure", "epsilon", "min_count"),
 )
 outbox = sa.Table(
@@ -131,6 +135,23 @@ received = sa.Table(
     sa.Column(
         "row_tag", sa.LargeBinary, nullable=False
     ),  # keyed hash of the row, to refuse it a second time
+)
+coordinator_heads = sa.Table(
+    "coordinator_heads",  # of the coordinator's audit log, as it signed them for this site
+    metadata,
+    sa.Column("size", sa.Integer, primary_key=True),
+    sa.Column("note", sa.Text, nullable=False),
+    sa.Column("seen_at_ms", sa.Integer, nullable=False),
+)
+peer_heads = sa.Table(
+    "peer_heads",  # the newest head of it that another site says it was shown, and that site's own
+    metadata,
+    sa.Column("site", sa.Text, primary_key=True),
+    sa.Column("coordinator_size", sa.Integer, nullable=False),
+    sa.Column("coordinator_note", sa.Text, nullable=False),
+    sa.Column("own_note", sa.Text, nullable=False),
+    sa.Column("seen_at_ms", sa.Integer, nullable=False),
+    sa.Column("is_compared", sa.Boolean, nullable=False),
 )
 # Who (a steward, 'agent' or 'coordinator') did what; details are JSON: names, counts and digests only.
 event_log = EventLog(metadata, "what", "who", "details")

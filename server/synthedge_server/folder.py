@@ -55,6 +55,16 @@ class CoordinatorFolder:
         return self.path / "tls.pem"
 
     @property
+    def log_key(self) -> Path:
+        """The key that signs the heads of the audit log, mode 0600."""
+        return self.path / "log.key"
+
+    @property
+    def log_passphrase(self) -> Path:
+        """What the log's key is encrypted with, mode 0600."""
+        return self.path / "log.passphrase"
+
+    @property
     def spool(self) -> Path:
         """Sealed bytes on their way."""
         return self.path / "spool"
