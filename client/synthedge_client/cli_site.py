@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from synthedge_client import cli_audit, cli_consent, cli_gaps, cli_people, cli_requests
+from synthedge_client import (
+    cli_audit,
+    cli_consent,
+    cli_dictionary,
+    cli_gaps,
+    cli_people,
+    cli_requests,
+)
 from synthedge_client.cli_options import (
     HERE,
     FolderOption,
@@ -25,6 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_people.steward_app, name="steward")
 app.add_typer(cli_people.peers_app, name="peers")
+app.add_typer(cli_dictionary.app, name="dictionary")
 app.add_typer(cli_gaps.app, name="gaps")
 app.add_typer(cli_requests.app, name="requests")
 app.add_typer(cli_consent.app, name="consent")
@@ -85,9 +93,12 @@ def enrol(
         render=lines(
             f"Enrolled in '{result['consortium']}' as '{result['site']}'; "
             f"certificate until {result['certificate_expires']}.",
-            f"Dictionary '{result['dictionary']}' {result['dictionary_digest'][:16]}…: "
-            f"{result['target_definition']}",
-            "Next: 'synthedge site doctor', then 'synthedge site run' in the background.",
+            f"Dictionary '{result['dictionary']}', version {result['dictionary_version']}, "
+            f"{result['dictionary_digest'][:16]}…:",
+            *result["outcome"],
+            *result["policy"],
+            "Next: 'synthedge site doctor', 'synthedge site run' in the background, and, when your patients are "
+            "labelled as it says, 'synthedge site dictionary accept --steward NAME'.",
         ),
     )
 

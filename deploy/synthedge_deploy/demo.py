@@ -262,6 +262,7 @@ class _People:
         token_file.write_text(token)
         token_file.chmod(0o600)
         self._at(hospital.site, "enrol", "--token-file", str(token_file))
+        self._at(hospital.site, "dictionary", "accept", *self._sign())
 
     def compare_fingerprints(self) -> None:
         """Let every site verify every other's key: `init` showed each its own, and they telephone."""
@@ -309,7 +310,9 @@ class _People:
                     self.gaps.append({"site": hospital.site, **gap})
                     self.story.print(
                         f"  {hospital.site}: {gap['label']}: {gap['status']}, z {gap['z']:.1f}, "
-                        f"expected {gap['expected']:.0f} positives, has {gap['observed']}"
+                        f"expected {gap['expected']:.0f} "
+                        f"{'patients' if gap['kind'] == 'population' else 'positives'}, "
+                        f"has {gap['observed']}"
                     )
 
     def transfer(self) -> None:
