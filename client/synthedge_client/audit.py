@@ -97,7 +97,9 @@ def _gap(gap: Gap) -> dict[str, Any]:
 
 def _published(connection: sa.Connection) -> list[dict[str, Any]]:
     releases = connection.execute(
-        sa.select(store.releases).order_by(store.releases.c.created_at_ms)
+        sa.select(store.releases)
+        .where(store.releases.c.statement.is_not(None))
+        .order_by(store.releases.c.spent_at_ms)
     ).all()
     shown = []
     for release in releases:
@@ -106,7 +108,7 @@ def _published(connection: sa.Connection) -> list[dict[str, Any]]:
         voxels = [voxel for grid in report.grids for voxel in grid.voxels]
         shown.append(
             {
-                "at": _when(release.created_at_ms),
+                "at": _when(release.spent_at_ms),
                 "disclosure": release.disclosure,
                 "epsilon": release.epsilon,
                 "min_count": release.min_count,

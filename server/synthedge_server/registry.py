@@ -6,7 +6,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from synthedge_core.dictionary import Dictionary
 from synthedge_core.grids import NamedGrid
-from synthedge_core.holes import GridStatistics, VoxelProfile, hole_profile
+from synthedge_core.holes import GridStatistics, VoxelProfile, leave_one_out_profiles
 from synthedge_core.matching import rank_donors
 from synthedge_protocols.errors import ReplayError
 from synthedge_protocols.statements import Verified
@@ -108,9 +108,10 @@ class Registry:
         reports = self.current(transaction.connection)
         if len(reports) < self.dictionary.policy.min_sites:
             return
+        profiles = hole_profiles(self.dictionary, reports)
         for site in reports:
             proposals = self._proposals(site, reports)
-            transaction.post(site, wire.InboxMessage(profile=self._profile(site, reports)))
+            transaction.post(site, wire.InboxMessage(profile=profiles[site]))
             transaction.post(site, wire.InboxMessage(proposals=proposals))
             transaction.connection.execute(
                 delete(store.proposals).where(store.proposals.c.site == site)
@@ -123,15 +124,6 @@ class Registry:
                 )
             )
         transaction.record("coordinator", "matched", "all", f"{len(reports)} sites have reported")
-
-    def _profile(self, site: str, reports: dict[str, Statistics]) -> wire.HoleProfile:
-        profile = wire.HoleProfile(dictionary_digest=self.digest)
-        min_others = self.dictionary.policy.min_sites - 1
-        for name in reports[site]:
-            others = [r[name] for other, r in reports.items() if other != site and name in r]
-            if len(others) >= min_others:
-                profile.grids.append(_grid_profile(name, hole_profile(others, min_others)))
-        return profile
 
     def _proposals(self, site: str, reports: dict[str, Statistics]) -> wire.Proposals:
         policy = self.dictionary.policy
@@ -162,6 +154,35 @@ class Registry:
         return message
 
 
+def hole_profiles(
+    dictionary: Dictionary, reports: dict[str, Statistics]
+) -> dict[str, wire.HoleProfile]:
+    """What every site that reported is told of the others.
+
+    Parameters
+    ----------
+    dictionary : Dictionary
+        The one the reports were made under.
+    reports : dict of site id to grid to GridStatistics
+        All current reports.
+
+    Returns
+    -------
+    dict of site id to HoleProfile
+        Per site, the grids that it and enough others reported.
+    """
+    min_others = dictionary.policy.min_sites - 1
+    digest = bytes.fromhex(dictionary.digest)
+    messages = {site: wire.HoleProfile(dictionary_digest=digest) for site in reports}
+    for spec in dictionary.grids:
+        published = {site: r[spec.name] for site, r in reports.items() if spec.name in r}
+        if len(published) <= min_others:
+            continue
+        for site, profile in leave_one_out_profiles(published, min_others).items():
+            messages[site].grids.append(_grid_profile(spec.name, profile))
+    return messages
+
+
 def _grid_profile(name: str, profile: VoxelProfile) -> wire.GridProfile:
     return wire.GridProfile(
         grid=name,
@@ -173,6 +194,9 @@ def _grid_profile(name: str, profile: VoxelProfile) -> wire.GridProfile:
                 odds_ratio=float(profile.o[i]),
                 odds_ratio_var=float(profile.v_o[i]),
                 known=bool(profile.known[i]),
+                patient_share=float(profile.share[i]),
+                patient_share_var=float(profile.v_share[i]),
+                patients_known=bool(profile.patients_known[i]),
             )
             for i in range(len(profile.f))
         ],

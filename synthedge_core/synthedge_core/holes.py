@@ -30,6 +30,7 @@ MIN_EXPECTED: Final = 2.0
 ABSENT_SHARE: Final = 0.1
 
 Status = Literal["confirmed", "suspected"]
+Kind = Literal["positives", "population"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -93,7 +94,11 @@ class VoxelProfile:
         Relative odds and their squared standard error; 1 and 0 where fewer than the required sites
         have patients there: no evidence that the voxel differs from its grid.
     known : ndarray of bool of shape (n_voxels,)
-        Whether enough other sites reported the voxel.
+        Whether enough other sites with positives reported the voxel.
+    share, v_share : ndarray of shape (n_voxels,)
+        Patient share and its squared standard error; 0 where unknown.
+    patients_known : ndarray of bool of shape (n_voxels,)
+        Whether enough other sites reported the voxel; a site without positives counts here.
     n_sites : int
         Other sites that reported the grid.
     """
@@ -103,16 +108,9 @@ class VoxelProfile:
     o: FloatArray
     v_o: FloatArray
     known: BoolArray
-    n_sites: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class PopulationProfile:
-    """Means of the other sites' patient shares, voxel by voxel; fields as in `VoxelProfile`."""
-
     share: FloatArray
     v_share: FloatArray
-    known: BoolArray
+    patients_known: BoolArray
     n_sites: int
 
 
@@ -122,6 +120,8 @@ class Hole:
 
     Attributes
     ----------
+    kind : str
+        ``"positives"``: too few positive samples; ``"population"``: no patients of a kind at all.
     voxel : int
         Flat index.
     expected : float
@@ -134,6 +134,7 @@ class Hole:
         ``"confirmed"`` (z at least 2) or ``"suspected"`` (among the first three).
     """
 
+    kind: Kind
     voxel: int
     expected: float
     observed: int
@@ -161,24 +162,39 @@ def hole_profile(others: Sequence[GridStatistics], min_others: int = 2) -> Voxel
     GridError
         If there is no report, `min_others` is below 2, or the reports differ in their voxels.
     """
-    n_voxels = _check_others(others, min_others)
-    f, v_f, known = _mean_over_sites([site.positive_share for site in others], min_others)
-    o, v_o, has_odds = _mean_over_sites([site.relative_odds for site in others], min_others)
-    return VoxelProfile(
-        f=f,
-        v_f=v_f,
-        o=np.where(has_odds, o, np.ones(n_voxels)),
-        v_o=v_o,
-        known=known,
-        n_sites=len(others),
-    )
+    _check_reports(others, min_others)
+    everybody = np.ones((1, len(others)), dtype=np.bool_)
+    return _profiles(others, everybody, min_others)[0]
 
 
-def population_profile(others: Sequence[GridStatistics], min_others: int = 2) -> PopulationProfile:
-    """Average the other sites' patient shares; arguments and errors as for `hole_profile`."""
-    _check_others(others, min_others)
-    share, v_share, known = _mean_over_sites([site.patient_share for site in others], min_others)
-    return PopulationProfile(share=share, v_share=v_share, known=known, n_sites=len(others))
+def leave_one_out_profiles(
+    reports: Mapping[str, GridStatistics], min_others: int = 2
+) -> dict[str, VoxelProfile]:
+    """Average, for every site, what the others reported about a grid.
+
+    Parameters
+    ----------
+    reports : mapping of site id to GridStatistics
+        Of one grid under one dictionary.
+    min_others : int
+        As for `hole_profile`.
+
+    Returns
+    -------
+    dict of site id to VoxelProfile
+        Equal to `hole_profile` of the others, site by site; empty if there are no others.
+
+    Raises
+    ------
+    GridError
+        As for `hole_profile`.
+    """
+    if len(reports) < 2:
+        return {}
+    _check_reports(list(reports.values()), min_others)
+    others = ~np.eye(len(reports), dtype=np.bool_)
+    profiles = _profiles(list(reports.values()), others, min_others)
+    return dict(zip(reports, profiles, strict=True))
 
 
 def find_holes(profile: VoxelProfile, positives: IntArray, negatives: IntArray) -> list[Hole]:
@@ -223,20 +239,19 @@ def find_holes(profile: VoxelProfile, positives: IntArray, negatives: IntArray) 
     is_share = by_share <= by_odds
     expected = np.where(is_share, by_share, by_odds)
     variance = np.where(is_share, total_positives**2 * profile.v_f, per_odds**2 * profile.v_o)
-    return _ranked(expected, positives, variance, profile.known)
+    return _ranked("positives", expected, positives, variance, profile.known)
 
 
-def population_holes(
-    profile: PopulationProfile, positives: IntArray, negatives: IntArray
-) -> list[Hole]:
+def population_holes(profile: VoxelProfile, positives: IntArray, negatives: IntArray) -> list[Hole]:
     """Find kinds of patients that the other sites have and this one practically lacks.
 
     `find_holes` is blind to them by construction (no negatives, so E2 is 0), and a transfer of
-    positives does not mend them: they are reported apart.
+    positives does not mend them alone: they are reported apart.
 
     Parameters
     ----------
-    profile : PopulationProfile
+    profile : VoxelProfile
+        Of the other sites.
     positives, negatives : ndarray of shape (n_voxels,)
         The site's own true counts.
 
@@ -255,8 +270,8 @@ def population_holes(
     counts = positives + negatives
     total = float(counts.sum())
     expected = total * profile.share
-    is_absent = profile.known & (counts <= ABSENT_SHARE * expected)
-    return _ranked(expected, counts, total**2 * profile.v_share, is_absent)
+    is_absent = profile.patients_known & (counts <= ABSENT_SHARE * expected)
+    return _ranked("population", expected, counts, total**2 * profile.v_share, is_absent)
 
 
 def rank_holes(by_grid: Mapping[str, Sequence[Hole]]) -> list[tuple[str, Hole]]:
@@ -265,7 +280,7 @@ def rank_holes(by_grid: Mapping[str, Sequence[Hole]]) -> list[tuple[str, Hole]]:
     Parameters
     ----------
     by_grid : mapping of grid name to holes
-        From `find_holes` (or all from `population_holes`).
+        From `find_holes`, or all from `population_holes`; the two kinds are ranked apart.
 
     Returns
     -------
@@ -284,16 +299,15 @@ def _odds(rate: FloatArray) -> FloatArray:
     return clipped / (1 - clipped)
 
 
-def _check_others(others: Sequence[GridStatistics], min_others: int) -> int:
+def _check_reports(reports: Sequence[GridStatistics], min_others: int) -> None:
     if min_others < 2:
         raise GridError(f"a profile needs at least 2 other sites, not {min_others}")
-    sizes = {len(site.density) for site in others}
+    sizes = {len(site.density) for site in reports}
     if len(sizes) != 1:
         raise GridError(
             f"reports with {sorted(sizes)} voxels cannot be averaged; "
             "expected one or more reports of the same grid"
         )
-    return sizes.pop()
 
 
 def _check_counts(n_voxels: int, positives: IntArray, negatives: IntArray) -> None:
@@ -304,30 +318,66 @@ def _check_counts(n_voxels: int, positives: IntArray, negatives: IntArray) -> No
         )
 
 
-def _mean_over_sites(
-    per_site: Sequence[FloatArray], min_others: int
+def _profiles(
+    reports: Sequence[GridStatistics], averaged: BoolArray, min_others: int
+) -> list[VoxelProfile]:
+    """One profile per row of `averaged`, the mean over the reports the row marks."""
+    f, v_f, known = _means([r.positive_share for r in reports], averaged, min_others)
+    o, v_o, has_odds = _means([r.relative_odds for r in reports], averaged, min_others)
+    share, v_share, patients_known = _means(
+        [r.patient_share for r in reports], averaged, min_others
+    )
+    n_sites = averaged.sum(axis=1)
+    return [
+        VoxelProfile(
+            f=f[i],
+            v_f=v_f[i],
+            o=np.where(has_odds[i], o[i], 1.0),
+            v_o=v_o[i],
+            known=known[i],
+            share=share[i],
+            v_share=v_share[i],
+            patients_known=patients_known[i],
+            n_sites=int(n_sites[i]),
+        )
+        for i in range(len(averaged))
+    ]
+
+
+def _means(
+    per_site: Sequence[FloatArray], averaged: BoolArray, min_others: int
 ) -> tuple[FloatArray, FloatArray, BoolArray]:
-    """Mean, squared standard error and whether enough sites are known; NaN marks unknown."""
+    """Means, squared standard errors and whether enough sites are known; NaN marks unknown.
+
+    All three have one row per row of `averaged`, which marks the sites to average. Matrix products
+    rather than a loop: a thousand sites would need a thousand sums over a thousand sites.
+    """
     stacked = np.stack(per_site)
     is_number = ~np.isnan(stacked)
-    n = is_number.sum(axis=0)
+    # About the mean of all, so that the sums of squares do not cancel.
+    centre = np.where(is_number, stacked, 0.0).sum(axis=0) / np.maximum(is_number.sum(axis=0), 1)
+    deviations = np.where(is_number, stacked - centre, 0.0)
+    weights = averaged.astype(np.float64)
+    n = weights @ is_number
     known = n >= min_others
-    divisor = np.where(known, n, 2)
-    filled = np.where(is_number, stacked, 0.0)
-    mean = filled.sum(axis=0) / divisor
-    squares = np.where(is_number, (stacked - mean) ** 2, 0.0).sum(axis=0)
+    divisor = np.where(known, n, 2.0)
+    shift = (weights @ deviations) / divisor
+    squares = np.maximum(weights @ deviations**2 - divisor * shift**2, 0.0)
     variance = squares / (divisor - 1) / divisor
+    # Rounding must not make a share negative.
+    mean = np.maximum(centre + shift, 0.0)
     return np.where(known, mean, 0.0), np.where(known, variance, 0.0), known
 
 
 def _ranked(
-    expected: FloatArray, observed: IntArray, variance: FloatArray, eligible: BoolArray
+    kind: Kind, expected: FloatArray, observed: IntArray, variance: FloatArray, eligible: BoolArray
 ) -> list[Hole]:
     z = (expected - observed) / np.sqrt(expected + 0.5 + variance)
     order = [int(i) for i in np.argsort(-z, kind="stable")]
     candidates = [i for i in order if eligible[i] and z[i] > 0 and expected[i] >= MIN_EXPECTED]
     holes = [
         Hole(
+            kind=kind,
             voxel=i,
             expected=float(expected[i]),
             observed=int(observed[i]),

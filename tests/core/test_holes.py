@@ -9,8 +9,8 @@ from synthedge_core.holes import (
     GridStatistics,
     find_holes,
     hole_profile,
+    leave_one_out_profiles,
     population_holes,
-    population_profile,
     rank_holes,
 )
 
@@ -72,13 +72,14 @@ def test_a_site_like_the_others_has_no_confirmed_hole() -> None:
 def test_few_patients_of_a_kind_are_no_hole_but_a_population_hole() -> None:
     positives, negatives = np.array([20, 20, 0]), np.array([40, 40, 0])
     assert find_holes(hole_profile(OTHERS), positives, negatives) == []
-    (hole,) = population_holes(population_profile(OTHERS), positives, negatives)
-    assert (hole.voxel, hole.observed, hole.status) == (2, 0, "confirmed")
+    (hole,) = population_holes(hole_profile(OTHERS), positives, negatives)
+    assert (hole.kind, hole.voxel, hole.observed) == ("population", 2, 0)
+    assert hole.status == "confirmed"
     assert hole.expected == pytest.approx(120 * 40 / 140)
 
 
 def test_a_kind_of_patient_that_is_merely_rarer_is_no_population_hole() -> None:
-    profile = population_profile(OTHERS)
+    profile = hole_profile(OTHERS)
     assert population_holes(profile, np.array([20, 20, 5]), np.array([80, 80, 10])) == []
 
 
@@ -134,7 +135,7 @@ def test_whatever_sites_publish_profile_and_holes_stay_finite(
 ) -> None:
     (positives, negatives), *others = sites
     profile = hole_profile([_published(*site) for site in others])
-    for numbers in (profile.f, profile.v_f, profile.o, profile.v_o):
+    for numbers in (profile.f, profile.v_f, profile.o, profile.v_o, profile.share):
         assert np.all(np.isfinite(numbers))
         assert np.all(numbers >= 0)
     holes = find_holes(profile, np.array(positives), np.array(negatives))
@@ -158,3 +159,26 @@ def test_reports_of_different_grids_are_not_averaged() -> None:
         hole_profile([])
     with pytest.raises(GridError, match="against a profile of 3 voxels"):
         find_holes(hole_profile(OTHERS), np.array([1, 2]), np.array([3, 4]))
+
+
+@given(st.lists(st.tuples(COUNTS, COUNTS), min_size=2, max_size=5), st.integers(2, 3))
+def test_leaving_one_out_equals_averaging_the_others(
+    sites: list[tuple[list[int], list[int]]], min_others: int
+) -> None:
+    reports = {str(i): _published(*site) for i, site in enumerate(sites)}
+    for site, profile in leave_one_out_profiles(reports, min_others).items():
+        others = [report for other, report in reports.items() if other != site]
+        alone = hole_profile(others, min_others)
+        assert profile.n_sites == alone.n_sites == len(others)
+        for name in ("f", "v_f", "o", "v_o", "known", "share", "v_share", "patients_known"):
+            assert getattr(profile, name) == pytest.approx(getattr(alone, name), abs=1e-9)
+
+
+def test_a_site_without_positives_still_tells_of_its_patients() -> None:
+    profile = hole_profile([RICH, _published([0, 0, 0], [50, 50, 40])])
+    assert not profile.known.any()
+    assert profile.patients_known.all()
+
+
+def test_nobody_has_no_profile() -> None:
+    assert leave_one_out_profiles({"north": RICH}) == {}
