@@ -35,7 +35,7 @@ def _table(site: Site) -> list[Problem]:
 
 
 def _disclosure(site: Site) -> list[Problem]:
-    from synthedge_client.outbound import effective_disclosure
+    from synthedge_client.counting import effective_disclosure
 
     problems = [
         Problem(

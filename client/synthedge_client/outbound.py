@@ -10,20 +10,18 @@ Rules
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from synthedge_client import store
-from synthedge_client.protection import ProtectedCounts, protect_dp, protect_threshold
-from synthedge_client.settings import DisclosureSettings
-from synthedge_client.site_table import SiteTable
-from synthedge_core.dictionary import Dictionary, Feature, Policy
+from synthedge_client.counting import Disclosure, PatientCounts
+from synthedge_client.protection import ProtectedCounts
+from synthedge_core.dictionary import Dictionary, Feature
 from synthedge_core.errors import DisclosureRefusedError
 from synthedge_core.gap_score import voxel_statistics
-from synthedge_core.grids import NamedGrid, count
+from synthedge_core.grids import NamedGrid
 from synthedge_protocols.v1 import statements_pb2 as pb
 
 FloatArray = NDArray[np.float64]
@@ -32,107 +30,31 @@ FloatArray = NDArray[np.float64]
 AGE_TOP_CODE = 89.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Disclosure:
-    """How a gap report is protected: the consortium's policy, tightened by the site.
-
-    Attributes
-    ----------
-    mode : str
-        ``dp`` or ``threshold``.
-    epsilon, epsilon_total : float
-        Per release and per dictionary; 0 in threshold mode.
-    min_count : int
-        k of threshold mode; 0 in dp mode.
-    """
-
-    mode: str
-    epsilon: float
-    epsilon_total: float
-    min_count: int
-
-
-def effective_disclosure(policy: Policy, site: DisclosureSettings) -> Disclosure:
-    """Combine the consortium's policy with the site's own; the stricter of the two holds.
-
-    Raises
-    ------
-    DisclosureRefusedError
-        If the site asks for less protection than the consortium.
-    """
-    mode = site.mode or policy.disclosure
-    if policy.disclosure == "dp" and mode != "dp":
-        raise DisclosureRefusedError(
-            "[disclosure] of site.toml asks for 'threshold' where the consortium demands 'dp'; remove it"
-        )
-    for name in ("epsilon", "epsilon_total"):
-        own, agreed = getattr(site, name), getattr(policy, name)
-        # Written so that NaN, which compares with nothing, is refused too.
-        if own is not None and not own <= agreed:
-            raise DisclosureRefusedError(
-                f"{name} {own} of site.toml is weaker than the consortium's {agreed}; a site may only lower it"
-            )
-    if site.min_count is not None and site.min_count < policy.min_count:
-        raise DisclosureRefusedError(
-            f"min_count {site.min_count} of site.toml is weaker than the consortium's {policy.min_count}; "
-            "a site may only raise it"
-        )
-    is_dp = mode == "dp"
-    return Disclosure(
-        mode=mode,
-        epsilon=_stricter(site.epsilon, policy.epsilon) if is_dp else 0.0,
-        epsilon_total=_stricter(site.epsilon_total, policy.epsilon_total) if is_dp else 0.0,
-        min_count=0 if is_dp else max(site.min_count or 0, policy.min_count),
-    )
-
-
-def _stricter(own: float | None, agreed: float) -> float:
-    # Not `own or agreed`: a site that writes 0 lets nothing leave.
-    return agreed if own is None else own
-
-
 def build_gap_report(
-    table: SiteTable, dictionary: Dictionary, disclosure: Disclosure, release_id: bytes
+    counts: PatientCounts,
+    protected: Sequence[ProtectedCounts],
+    disclosure: Disclosure,
+    release_id: bytes,
 ) -> pb.GapReport:
-    """The report of one release.
+    """The report of one release: of the counts only what was protected enters.
 
     Parameters
     ----------
-    table : SiteTable
-        The site's own rows; the first row of each patient is counted.
-    dictionary : Dictionary
+    counts : PatientCounts
+        Its grids and features; its counts are not looked at.
+    protected : sequence of ProtectedCounts
+        One a grid.
     disclosure : Disclosure
     release_id : bytes
         16 random bytes.
-
-    Raises
-    ------
-    DisclosureRefusedError
-        If the protection is not usable, or no grid of the dictionary fits the site's features.
     """
-    first = table.first_row_of_patient
-    grids = [
-        NamedGrid(dictionary, spec)
-        for spec in dictionary.grids
-        if set(spec.features) <= set(table.features)
-    ]
-    if not grids:
-        raise DisclosureRefusedError(
-            "this site has the features of none of the dictionary's grids; there is nothing to report"
-        )
-    counts = [count(grid, table.values[first], table.positive[first]) for grid in grids]
-    positives, negatives = [c.positives for c in counts], [c.negatives for c in counts]
-    if disclosure.mode == "dp":
-        protected = protect_dp(positives, negatives, disclosure.epsilon)
-    else:
-        protected = protect_threshold(positives, negatives, disclosure.min_count)
     return pb.GapReport(
         release_id=release_id,
         disclosure=disclosure.mode,
         epsilon=disclosure.epsilon,
         min_count=disclosure.min_count,
-        features=list(table.features),
-        grids=[_grid_report(grid, p) for grid, p in zip(grids, protected, strict=True)],
+        features=list(counts.features),
+        grids=[_grid_report(grid, p) for grid, p in zip(counts.grids, protected, strict=True)],
     )
 
 

@@ -6,9 +6,11 @@ import sqlalchemy as sa
 
 from synthedge_client import store
 from synthedge_client.donating import eligible_rows
+from synthedge_client.releases import FROZEN, report_state, state_in_words
 from synthedge_client.site import Site
 from synthedge_client.site_table import load_site_table
 from synthedge_client.transfers import Transfer, find_transfer, list_transfers, region_of
+from synthedge_core.errors import SynthEdgeError
 from synthedge_protocols.lifecycle import State
 
 # Who has to do something next, by state, from the site's own point of view.
@@ -53,10 +55,23 @@ def summarise(site: Site) -> dict[str, Any]:
         "outbox_refused": [f"{row.kind}: {row.refusal}" for row in refusals],
         "reports_sent": reports_sent,
         "profile_received": n_hints > 0,
+        "report": _report(site),
         "waiting_for_us": sum("our steward" in _waits_for(t) for t in transfers),
         "transfers": {t.short_id: t.state.value for t in transfers},
         "problems": {t.short_id: t.problem for t in transfers if t.problem},
     }
+
+
+def _report(site: Site) -> str:
+    """Whether the published gap report still describes the data; a table that cannot be read is no reason to fail."""
+    with site.store.read() as connection:
+        frozen = store.get_fact(connection, FROZEN)
+    if frozen is not None:
+        return frozen
+    try:
+        return state_in_words(report_state(site))
+    except SynthEdgeError as error:
+        return str(error)
 
 
 def _count(connection: sa.Connection, table: sa.Table, where: sa.ColumnElement[bool]) -> int:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from synthedge_client.counting import PatientCounts, effective_disclosure, protect
 from synthedge_client.gate import check_delivery
 from synthedge_client.outbound import coarsen, deidentify
-from synthedge_client.protection import protect_dp, protect_threshold
+from synthedge_client.settings import DisclosureSettings
 from synthedge_client.site_fill import neighbourhood
 from synthedge_core.dictionary import Dictionary
 from synthedge_core.fill_copula import MIN_NEAR_ROWS, copula_rows
@@ -98,26 +99,27 @@ def _published(
     hospital: Hospital, grids: dict[str, NamedGrid], dictionary: Dictionary
 ) -> dict[str, GridStatistics]:
     """Say what the hospital's gap report would, for the grids whose features it has."""
-    usable = {
-        name: _counts(hospital, grid)
-        for name, grid in grids.items()
+    usable = [
+        grid
+        for grid in grids.values()
         if not any(hospital.columns.get(feature, {}).get("absent") for feature in grid.features)
-    }
-    positives = [counts.positives for counts in usable.values()]
-    negatives = [counts.negatives for counts in usable.values()]
-    policy = dictionary.policy
-    if policy.disclosure == "dp":
-        protected = protect_dp(positives, negatives, policy.epsilon)
-    else:
-        protected = protect_threshold(positives, negatives, policy.min_count)
+    ]
+    values = hospital.samples.values
+    counts = PatientCounts(
+        grids=usable,
+        voxels=np.column_stack([grid.assign(values) for grid in usable]),
+        positive=hospital.samples.positive,
+        features=dictionary.feature_names,
+    )
+    protected, _ = protect(counts, effective_disclosure(dictionary.policy, DisclosureSettings()))
     published = {}
-    for name, counts in zip(usable, protected, strict=True):
-        statistics = voxel_statistics(counts.positives, counts.negatives)
-        published[name] = GridStatistics(
+    for grid, told in zip(usable, protected, strict=True):
+        statistics = voxel_statistics(told.positives, told.negatives)
+        published[grid.name] = GridStatistics(
             density=statistics.density,
             positive_rate=statistics.positive_rate,
             grid_positive_rate=statistics.grid_positive_rate,
-            known=~counts.suppressed,
+            known=~told.suppressed,
         )
     return published
 
