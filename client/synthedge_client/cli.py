@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from synthedge_client import (
     console,
     local_analyze,
+    local_audit,
     local_compare,
     local_fill,
     local_rebalance,
@@ -71,6 +72,7 @@ app.command()(local_fill.fill)
 app.command()(local_rebalance.rebalance)
 app.command()(local_compare.compare)
 app.command()(local_report.report)
+app.add_typer(local_audit.app, name="audit")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
 

@@ -1,11 +1,15 @@
 """`synthedge site audit ...`: what happened at this site."""
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from synthedge_client.cli_options import (
     HERE,
     FolderOption,
     JsonOption,
+    lines,
 )
 from synthedge_client.console import emit
 
@@ -21,3 +25,49 @@ def audit_report(dir: FolderOption = HERE, json: JsonOption = False) -> None:
     with open_site(dir) as site:
         report = audit.collect(site)
     emit(report, as_json=json, render=lambda console: audit.render(report, console))
+
+
+@app.command("verify")
+def audit_verify(dir: FolderOption = HERE, json: JsonOption = False) -> None:
+    """Check this site's audit log: every entry, and every head that was given away."""
+    from synthedge_client.audit_log import verify_log
+    from synthedge_client.site import open_site
+
+    with open_site(dir) as site:
+        result = verify_log(site)
+    emit(
+        result,
+        as_json=json,
+        render=lines(
+            f"Valid: {result['entries']} entries, as signed in {result['heads_given']} heads that others hold.",
+            f"root {result['root']}",
+        ),
+    )
+
+
+@app.command("export")
+def audit_export(
+    out: Annotated[Path, typer.Option(help="The file to write; it must not exist.")],
+    since: Annotated[str | None, typer.Option(help="Show entries from this day on.")] = None,
+    until: Annotated[str | None, typer.Option(help="Show entries up to this day.")] = None,
+    dir: FolderOption = HERE,
+    json: JsonOption = False,
+) -> None:
+    """Write the audit log as one file that anybody can verify; no patient value is in it.
+
+    Entries outside the period are there as salted commitments: they count, and tell nothing.
+    """
+    from synthedge_client.audit_log import export_log, parse_day
+    from synthedge_client.site import open_site
+
+    with open_site(dir) as site:
+        result = export_log(site, out, parse_day(since), parse_day(until, end=True))
+    emit(
+        result,
+        as_json=json,
+        render=lines(
+            f"{out}: {result['entries']} entries, {result['shown']} of them shown.",
+            f"Verify it anywhere: synthedge audit verify {out}",
+            f"It must name the fingerprint {result['fingerprint']}",
+        ),
+    )

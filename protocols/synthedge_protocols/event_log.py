@@ -55,12 +55,15 @@ class Entry:
     ----------
     number : int
         From 1.
+    at_ms : int
+        Unix time in milliseconds.
     data : bytes
         Canonical JSON of the entry: sorted keys, no white space, ASCII.
     salt : bytes of length 32
     """
 
     number: int
+    at_ms: int
     data: bytes
     salt: bytes
 
@@ -195,7 +198,9 @@ class EventLog:
 
     def _entry(self, row: Any) -> Entry:
         texts = {text: getattr(row, text) for text in self._texts}
-        return Entry(row.id, _canonical({"id": row.id, "at_ms": row.at_ms, **texts}), row.salt)
+        return Entry(
+            row.id, row.at_ms, _canonical({"id": row.id, "at_ms": row.at_ms, **texts}), row.salt
+        )
 
     def _checked_size(self, connection: Connection, size: int | None) -> int:
         now = self.size(connection)

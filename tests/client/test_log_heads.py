@@ -109,9 +109,9 @@ async def test_a_history_that_was_cut_back_is_noticed(
     async with coordinating(old) as restored:
         with north.store.write() as connection:
             store.set_fact(connection, "address", f"127.0.0.1:{restored.sites_port}")
-        connection = replace(north).connect()  # the address was read before
+        channel = replace(north).connect()  # the address was read before
         try:
-            await asyncio.to_thread(log_heads.exchange_heads, north, connection)
+            await asyncio.to_thread(log_heads.exchange_heads, north, channel)
         finally:
-            connection.close()
+            channel.close()
     assert "the coordinator's own newest head" in alarms_of(north)[0]

@@ -13,7 +13,7 @@ from synthedge_protocols.merkle import EMPTY_FRONTIER
 
 KEY = StatementKey.from_seed(bytes(range(32)))
 ENTRIES = [
-    Entry(n, f'{{"id":{n},"what":"event {n}"}}'.encode(), bytes([n]) * 32) for n in range(1, 7)
+    Entry(n, 0, f'{{"id":{n},"what":"event {n}"}}'.encode(), bytes([n]) * 32) for n in range(1, 7)
 ]
 
 
@@ -68,7 +68,7 @@ def test_a_changed_entry_is_named(number: int) -> None:
 
 
 def test_a_changed_entry_with_a_commitment_to_match_breaks_the_root() -> None:
-    forged = [*ENTRIES[:2], Entry(3, b'{"id":3,"what":"nothing"}', bytes(32)), *ENTRIES[3:]]
+    forged = [*ENTRIES[:2], Entry(3, 0, b'{"id":3,"what":"nothing"}', bytes(32)), *ENTRIES[3:]]
     lines = [*exported(forged)[:-1], exported()[-1]]
     with pytest.raises(VerificationError, match="not the signed ones"):
         verify_export(lines)
