@@ -16,6 +16,16 @@ from numpy.typing import NDArray
 from synthedge_client.consent import Consents
 from synthedge_client.consent_register import load_register
 from synthedge_client.settings import ColumnSettings, SiteSettings
+from synthedge_client.table_problems import (
+    Problem,
+    column_conflicts,
+    identity_problems,
+    label_problems,
+    repeated_rows,
+    unmapped_levels,
+    unreadable_cells,
+    value_problems,
+)
 from synthedge_client.tables import read_table
 from synthedge_client.units import unit_conversion
 from synthedge_core.dictionary import Dictionary, Feature
@@ -24,28 +34,6 @@ from synthedge_core.rescale import AffineUnit, Cell, ColumnMap, LevelMap
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something about the table that does not fit.
-
-    Attributes
-    ----------
-    about : str
-        A column, a feature or a file.
-    found : str
-        What, and what to do next; no value.
-    rows : int or None
-        How many rows have it.
-    stops : bool
-        Whether the table cannot be used before it is mended.
-    """
-
-    about: str
-    found: str
-    rows: int | None
-    stops: bool
 
 
 @dataclass(frozen=True)
@@ -191,24 +179,25 @@ def examine_site_table(
     # Whatever is missing, what is there is looked at: the data manager mends the file once, not ten times.
     labels = _codes(own, label_column, "label", problems)
     patient_ids = _codes(own, settings.patient_id, "patient_id", problems)
+    problems += column_conflicts(maps, settings, label_column)
     consents = _consents(own, patient_ids, settings, problems)
     values = np.full((len(own), len(dictionary.features)), np.nan)
     for column_map in maps:
         feature = dictionary.feature(column_map.feature)
-        problems += _unmapped(feature, column_map)
+        problems += unmapped_levels(feature, column_map)
         cells = _cells(own[column_map.column])
         unreadable = column_map.unreadable(cells)
         if unreadable.any():
-            problems.append(_unreadable(column_map, int(unreadable.sum())))
+            problems.append(unreadable_cells(column_map, int(unreadable.sum())))
             continue
         column = column_map.to_dictionary(cells)
-        problems += _implausible(feature, column)
+        problems += value_problems(feature, column_map, column)
         values[:, dictionary.index(feature.name)] = column
     positive_codes = settings.label.positive or (dictionary.target.positive,)
     if labels is not None:
-        problems += _label_problems(labels, label_column, positive_codes, settings.label.negative)
+        problems += label_problems(labels, label_column, positive_codes, settings.label.negative)
     if patient_ids is not None:
-        problems += _identity_problems(patient_ids, settings)
+        problems += identity_problems(patient_ids, settings)
     if any(p.stops for p in problems) or labels is None or patient_ids is None or consents is None:
         return None, problems
     kept = np.array([bool(label) for label in labels], dtype=np.bool_)
@@ -224,7 +213,7 @@ def examine_site_table(
         positive_code=positive_codes[0],
         dictionary=dictionary,
     )
-    return table, problems
+    return table, problems + repeated_rows(table.values, table.positive, table.patient_ids)
 
 
 def _codes(own: pd.DataFrame, column: str, what: str, problems: list[Problem]) -> list[str] | None:
@@ -306,86 +295,3 @@ def _code(cell: Cell) -> str:
     if cell is None:
         return ""
     return f"{cell:.15g}" if isinstance(cell, float) else cell.strip()
-
-
-def _unreadable(column_map: ColumnMap, n_rows: int) -> Problem:
-    if isinstance(column_map.coding, LevelMap):
-        found = (
-            f"codes not listed in [columns.{column_map.feature}] levels; list them, or as missing"
-        )
-    else:
-        found = f"neither a number nor a code listed as missing in [columns.{column_map.feature}]"
-    return Problem(f"column '{column_map.column}'", found, n_rows, True)
-
-
-def _unmapped(feature: Feature, column_map: ColumnMap) -> list[Problem]:
-    if not isinstance(column_map.coding, LevelMap):
-        return []
-    missing = [
-        level for i, level in enumerate(feature.levels) if column_map.coding.code_of(i) is None
-    ]
-    if not missing:
-        return []
-    found = (
-        f"no own code for the dictionary's {', '.join(missing)} in [columns.{feature.name}] levels; "
-        "samples that have them cannot be received"
-    )
-    return [Problem(f"feature '{feature.name}'", found, None, False)]
-
-
-def _implausible(feature: Feature, column: FloatArray) -> list[Problem]:
-    if feature.plausible is None:
-        return []
-    low, high = feature.plausible
-    n_outside = int(((column < low) | (column > high)).sum())
-    if not n_outside:
-        return []
-    found = (
-        f"outside the plausible range {low:g} to {high:g} {feature.unit}: wrong unit, or a code "
-        f"that means missing? Correct [columns.{feature.name}] of site.toml or the file"
-    )
-    return [Problem(f"feature '{feature.name}'", found, n_outside, True)]
-
-
-def _label_problems(
-    labels: list[str],
-    column: str,
-    positive: tuple[str, ...],
-    negative: tuple[str, ...] | None,
-) -> list[Problem]:
-    about = f"label '{column}'"
-    present = set(labels) - {""}
-    problems = []
-    n_empty = labels.count("")
-    if n_empty:
-        problems.append(Problem(about, "empty; these rows are left out", n_empty, False))
-    if negative is None and len(present - set(positive)) > 1:
-        found = (
-            "several codes that are not the positive one; list those that mean negative in [label]"
-        )
-        n_rows = sum(label not in positive and label != "" for label in labels)
-        problems.append(Problem(about, found, n_rows, True))
-    if negative is not None:
-        n_unknown = sum(label not in (*positive, *negative, "") for label in labels)
-        if n_unknown:
-            found = "codes that [label] lists neither as positive nor as negative; list them"
-            problems.append(Problem(about, found, n_unknown, True))
-    if not present & set(positive):
-        found = (
-            f"no row has the positive code ({', '.join(positive)}); correct [label] of site.toml"
-        )
-        problems.append(Problem(about, found, None, True))
-    return problems
-
-
-def _identity_problems(patient_ids: list[str], settings: SiteSettings) -> list[Problem]:
-    about = f"column '{settings.patient_id}'"
-    problems = []
-    n_empty = patient_ids.count("")
-    if n_empty:
-        problems.append(Problem(about, "no patient id; every row needs one", n_empty, True))
-    n_again = len(patient_ids) - len(set(patient_ids))
-    if n_again and not n_empty:
-        found = "a patient id seen before; only each patient's first row is counted and shared"
-        problems.append(Problem(about, found, n_again, False))
-    return problems

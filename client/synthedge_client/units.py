@@ -1,10 +1,14 @@
 """Units of measurement: from a site's unit to the dictionary's, both written as UCUM text."""
 
+import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from synthedge_core.dictionary import Feature
 from synthedge_core.errors import TableError
+from synthedge_core.frame import FloatArray
 from synthedge_core.rescale import AffineUnit
 
 
@@ -42,6 +46,36 @@ def unit_conversion(own_unit: str, feature: Feature) -> AffineUnit:
 
     offset = converted(0.0)
     return AffineUnit(factor=converted(1.0) - offset, offset=offset)
+
+
+# What laboratories and devices write; a site whose values fit one of them has most likely forgotten to say so.
+_USUAL_UNITS: Final = (
+    "mg/dL", "mmol/L", "g/L", "g/dL", "umol/L", "mm[Hg]", "kPa", "Cel", "[degF]", "kg", "[lb_av]", "g",
+    "m", "cm", "[in_i]", "a", "mo", "d", "h", "min", "%", "1", "mm", "/min", "/s",
+)  # fmt: skip
+_FITTING_SHARE: Final = 0.95
+
+
+def fitting_units(feature: Feature, own: FloatArray) -> list[str]:
+    """Usual units in which nearly all of a site's values would be plausible.
+
+    Parameters
+    ----------
+    feature : Feature
+        With a plausible range.
+    own : ndarray of shape (n,)
+        The site's values as its file holds them, none missing.
+    """
+    low, high = feature.plausible or (-math.inf, math.inf)
+    fitting = []
+    for unit in _USUAL_UNITS:
+        try:
+            values = unit_conversion(unit, feature).to_dictionary(own)
+        except TableError:
+            continue
+        if np.mean((values >= low) & (values <= high)) >= _FITTING_SHARE:
+            fitting.append(unit)
+    return fitting
 
 
 def _parse(unit: str, feature: str) -> Any:

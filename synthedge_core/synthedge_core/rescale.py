@@ -94,13 +94,19 @@ class ColumnMap:
         The site's name.
     coding : AffineUnit or LevelMap
     missing : frozenset of str
-        Own codes that mean "not measured"; an empty cell always does.
+        Own codes that mean "not measured"; an empty cell always does. Where the column holds
+        numbers, "0" means every way to write zero.
     """
 
     feature: str
     column: str
     coding: AffineUnit | LevelMap
     missing: frozenset[str] = frozenset()
+    _missing_numbers: frozenset[float] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        numbers = frozenset(n for code in self.missing if (n := _as_number(code)) is not None)
+        object.__setattr__(self, "_missing_numbers", numbers)
 
     def unreadable(self, cells: Sequence[Cell]) -> BoolArray:
         """Mark the cells that are neither missing nor a number or listed code; shape (n,)."""
@@ -183,13 +189,19 @@ class ColumnMap:
             return math.nan
         if isinstance(self.coding, LevelMap):
             return self.coding.level_of(code)
-        try:
-            number = float(cell)
-        except ValueError:
-            return None
-        # Python reads "1_000" as a number; in a table of measurements it is a typing error.
-        is_number = math.isfinite(number) and not (isinstance(cell, str) and "_" in cell)
-        return number if is_number else None
+        number = _as_number(cell)
+        return math.nan if number in self._missing_numbers else number
+
+
+def _as_number(cell: str | float) -> float | None:
+    """Number in a cell; None if it holds none."""
+    try:
+        number = float(cell)
+    except ValueError:
+        return None
+    # Python reads "1_000" as a number; in a table of measurements it is a typing error.
+    is_number = math.isfinite(number) and not (isinstance(cell, str) and "_" in cell)
+    return number if is_number else None
 
 
 def _as_code(cell: str | float) -> str:
