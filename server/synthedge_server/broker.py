@@ -28,6 +28,7 @@ from synthedge_protocols.lifecycle import (
 )
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.rotation import site_key_id
+from synthedge_protocols.standing_policies import require_authority
 from synthedge_protocols.statements import Verified, transfer_id
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
@@ -86,6 +87,7 @@ class Broker:
         """
         request, connection = verified.payload, transaction.connection
         check_request(connection, self._registries.current(connection), verified)
+        require_authority(verified, request)
         identifier = transfer_id(verified.payload_bytes)
         table = store.transfers
         if find_transfer(connection, identifier) is not None:
@@ -103,6 +105,7 @@ class Broker:
                 rows=request.rows,
                 purpose=request.purpose,
                 request_digest=verified.digest,
+                request=verified.payload_bytes,
                 recipient_key_id=site_key_id(verified.signed),
                 donor_key_id=request.donor_key_id,
                 state=advance(
@@ -130,6 +133,7 @@ class Broker:
             raise VerificationError(
                 f"the approval of transfer {short_id(row)} names another request than the one on record"
             )
+        require_authority(verified, pb.TransferRequest.FromString(row.request))
         if len(approval.manifest_commitment) != _DIGEST_BYTES:
             raise MalformedError(
                 f"the approval of transfer {short_id(row)}: a manifest commitment has 32 bytes"
@@ -174,6 +178,7 @@ class Broker:
         """Note the recipient's receipt, pass it to the donor and let the sealed bytes go."""
         receipt, connection = verified.payload, transaction.connection
         row = self._transfer(connection, receipt.transfer_id, verified, Party.RECIPIENT)
+        require_authority(verified, pb.TransferRequest.FromString(row.request))
         upload = upload_of(connection, row.transfer_id)
         if (
             receipt.accepted
@@ -209,6 +214,35 @@ class Broker:
         _drop_upload(transaction, row.transfer_id)
         other = row.donor if actor is Party.RECIPIENT else row.recipient
         transaction.post(other, wire.InboxMessage(statement=verified.signed))
+
+    def withdraw(
+        self, transaction: Transaction, verified: Verified[pb.WithdrawalNotice]
+    ) -> Row[Any]:
+        """Find the transfer a donor withdraws rows of, and revoke it unless its rows were accepted.
+
+        Here and in one transaction, because donor and recipient each know only half of how far it has come.
+
+        Returns
+        -------
+        Row
+            Of `store.transfers`, as it was before.
+
+        Raises
+        ------
+        LifecycleError
+            If the signer is not its donor, or no row can have left.
+        """
+        row = self._transfer(
+            transaction.connection, verified.payload.transfer_id, verified, Party.DONOR
+        )
+        state = State(row.state)
+        if state in (State.REQUESTED, State.DECLINED):
+            raise LifecycleError(
+                f"transfer {short_id(row)} is {state.value}: none of its rows has left the donor"
+            )
+        if state in (State.APPROVED, State.RELAYED, State.DELIVERED):
+            self.end_by_rule(transaction, row, Event.REVOKE, "the donor withdrew rows of it")
+        return row
 
     def relayed(self, transaction: Transaction, identifier: bytes, digest: bytes) -> None:
         """Note that all sealed bytes are stored, and tell the recipient.
@@ -268,10 +302,10 @@ class Broker:
         self._transfer(connection, identifier, verified, Party.RECIPIENT)
         upload = upload_of(connection, identifier)
         for party in (row.donor, row.recipient):
-            if site_state(connection, party) != "active":
+            standing = site_state(connection, party)
+            if standing != "active":
                 raise IdentityError(
-                    f"transfer {short_id(row)}: site '{party}' is suspended or revoked; "
-                    "the key is not released"
+                    f"transfer {short_id(row)}: site '{party}' is {standing}; the key is not released"
                 )
         if State(row.state) is not State.DELIVERED:
             self._move(transaction, row, Event.DELIVER, Party.RECIPIENT)
@@ -289,25 +323,19 @@ class Broker:
         ).all()
         for row in late:
             reason = f"nothing happened within the time limit of {row.state}"
-            self._end_by_rule(transaction, row, Event.EXPIRE, reason)
+            self.end_by_rule(transaction, row, Event.EXPIRE, reason)
         return len(late)
 
-    def end_all_of(self, transaction: Transaction, site: str) -> int:
-        """End every unfinished transfer of a revoked site and tell both sides; return how many."""
-        table = store.transfers
-        unfinished = transaction.connection.execute(
-            select(table).where(
-                (table.c.donor == site) | (table.c.recipient == site),
-                table.c.state.in_([state.value for state in _EXPIRES_AFTER]),
-            )
-        ).all()
-        for row in unfinished:
-            self._end_by_rule(transaction, row, Event.REVOKE, f"site '{site}' was revoked")
-        return len(unfinished)
-
-    def _end_by_rule(
+    def end_by_rule(
         self, transaction: Transaction, row: Row[Any], event: Event, reason: str
     ) -> None:
+        """End a transfer by a rule of the consortium, and tell both sites.
+
+        Raises
+        ------
+        LifecycleError
+            If the table has no such row.
+        """
         state = self._move(transaction, row, event, Party.COORDINATOR, reason)
         _drop_upload(transaction, row.transfer_id)
         for site in (row.recipient, row.donor):

@@ -12,6 +12,7 @@ from synthedge_protocols.errors import IdentityError
 from synthedge_server import store
 from synthedge_server.enrolment import tls_key_digest
 from synthedge_server.ledger import Ledger
+from synthedge_server.standing import MAY_CALL
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -61,8 +62,9 @@ class Callers:
             ).one_or_none()
         if row is None or row.tls_key_digest != key_digest:
             raise IdentityError(f"the certificate is not the one site '{site}' enrolled with")
-        if row.state != "active":
+        if row.state not in MAY_CALL:
             raise IdentityError(f"site '{site}' is {row.state}; ask the coordinator's operator")
+        self._ledger.seen[site] = self._ledger.clock()
         return site
 
     def _identify(self, certificate: bytes) -> tuple[str, bytes]:

@@ -7,13 +7,14 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from sqlalchemy import Connection, Row, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, delete, insert, or_, select, update
 
 from synthedge_protocols.certificates import requested_key
 from synthedge_protocols.errors import IdentityError, MalformedError
 from synthedge_protocols.framing import join_fields
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.names import check_name
+from synthedge_protocols.standing import Standing
 from synthedge_protocols.statements import VerifiedSiteKeys, verify_site_keys
 from synthedge_protocols.tokens import EnrolmentToken
 from synthedge_protocols.v1 import coordinator_pb2 as wire
@@ -140,7 +141,9 @@ def add_token(transaction: Transaction, token: EnrolmentToken) -> None:
         If the site is enrolled already.
     """
     enrolled = transaction.connection.execute(
-        select(store.sites.c.site).where(store.sites.c.site == token.site)
+        select(store.sites.c.site).where(
+            store.sites.c.site == token.site, store.sites.c.state != Standing.RESET
+        )
     ).one_or_none()
     if enrolled is not None:
         raise IdentityError(f"site '{token.site}' is enrolled already; choose another site id")
@@ -198,7 +201,7 @@ def _register(transaction: Transaction, candidate: _Candidate, certificate: byte
     known = connection.execute(
         select(store.sites.c.site).where(
             or_(
-                store.sites.c.site == keys.site,
+                and_(store.sites.c.site == keys.site, store.sites.c.state != Standing.RESET),
                 store.sites.c.statement_public_key == keys.statement_public_key,
                 store.sites.c.hpke_key_id == keys.hpke.key_id,
                 store.sites.c.tls_key_digest == candidate.tls_key_digest,
@@ -210,18 +213,21 @@ def _register(transaction: Transaction, candidate: _Candidate, certificate: byte
             f"site '{keys.site}' is enrolled already, or its keys are another site's; "
             "a new site needs keys of its own"
         )
-    connection.execute(
-        insert(store.sites).values(
-            site=keys.site,
-            state="active",
-            statement_public_key=keys.statement_public_key,
-            hpke_key_id=keys.hpke.key_id,
-            tls_key_digest=candidate.tls_key_digest,
-            last_sequence=0,
-            enrolled_at_ms=transaction.now_ms,
-            certified_at_ms=transaction.now_ms,
-        )
-    )
+    record = {
+        "state": Standing.ACTIVE.value,
+        "statement_public_key": keys.statement_public_key,
+        "hpke_key_id": keys.hpke.key_id,
+        "tls_key_digest": candidate.tls_key_digest,
+        "enrolled_at_ms": transaction.now_ms,
+        "certified_at_ms": transaction.now_ms,
+        "reason": None,
+    }
+    again = update(store.sites).where(store.sites.c.site == keys.site).values(**record)
+    if connection.execute(again).rowcount:
+        # New keys under an old id: what waits was sealed to keys that are gone, about transfers that ended.
+        connection.execute(delete(store.inbox).where(store.inbox.c.site == keys.site))
+    else:
+        connection.execute(insert(store.sites).values(site=keys.site, last_sequence=0, **record))
     connection.execute(
         insert(store.keys).values(
             key_id=keys.hpke.key_id,

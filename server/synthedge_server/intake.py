@@ -25,6 +25,8 @@ from synthedge_server.ledger import Ledger, Transaction
 from synthedge_server.log_heads import LogHeads
 from synthedge_server.registries import Registries
 from synthedge_server.rotation import accept_rotation, statement_key
+from synthedge_server.standing import OwnWill, refuse_if_closed
+from synthedge_server.withdrawals import Withdrawals
 
 M = TypeVar("M", bound=Message)
 # What starts something new is made under the current dictionary; the rest finishes under its transfer's.
@@ -60,6 +62,7 @@ class Intake:
         self._consortium = consortium
         self._ledger = ledger
         self._limits = limits
+        withdrawals = Withdrawals(broker, registries, limits)
         self._handlers: dict[str, Callable[[Transaction, Verified[Any]], None]] = {
             "dictionary-acceptance": dictionaries.accept,
             "gap-report": registries.accept,
@@ -68,6 +71,9 @@ class Intake:
             "shipment": broker.ship,
             "receipt": broker.receive,
             "ending": broker.end,
+            "withdrawal-notice": withdrawals.notify,
+            "withdrawal-receipt": withdrawals.settle,
+            "site-leaving": OwnWill(broker).accept,
             "witnessed-head": heads.witness,
             "key-rotation": partial(accept_rotation, consortium=consortium, limits=limits),
         }
@@ -143,6 +149,7 @@ def _act_once(
     earlier = _earlier_receipt(transaction.connection, verified.site, verified.digest)
     if earlier is not None:
         return earlier
+    refuse_if_closed(transaction.connection, verified.site, verified.type)
     if verified.type in _STARTS:
         dictionaries.require_acceptance(
             transaction.connection, verified.site, verified.dictionary_digest

@@ -111,6 +111,8 @@ class Ledger:
         self.engine = engine
         self.spool = spool
         self.clock = clock
+        # When each site last called; written down by and by, see `standing.Watch`.
+        self.seen: dict[str, int] = {}
         self._writer = writer
         self._bells: dict[str, set[asyncio.Event]] = {}
 

@@ -8,13 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine
 
 from synthedge_core.dictionary import parse_dictionary
-from synthedge_core.errors import RefusedError, UsageError
+from synthedge_core.errors import UsageError
 from synthedge_protocols.certificates import load_certificate
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.names import check_name
+from synthedge_protocols.standing import Standing
 from synthedge_protocols.tokens import EnrolmentToken
 from synthedge_protocols.writer import Writer, sqlite_engine
 from synthedge_server import authority, dictionaries, store
@@ -25,6 +26,7 @@ from synthedge_server.ledger import Transaction, system_clock
 from synthedge_server.log_heads import create_log_key
 from synthedge_server.registries import Registries
 from synthedge_server.settings import Address, Settings, read_settings, settings_toml
+from synthedge_server.standing import change_standing
 
 T = TypeVar("T")
 
@@ -117,39 +119,29 @@ def invite(folder: CoordinatorFolder, site: str, valid_hours: float) -> Enrolmen
     )
 
 
-def set_site_state(folder: CoordinatorFolder, site: str, state: str) -> int:
-    """Suspend, resume or revoke a site; return how many of its transfers ended.
+def set_site_state(folder: CoordinatorFolder, site: str, state: str, reason: str = "") -> int:
+    """Suspend, resume or revoke a site, or let it enrol with new keys; return how many of its transfers ended.
 
     Parameters
     ----------
     folder : CoordinatorFolder
     site : str
     state : str
-        ``suspended``: no call is answered and no key released until resumed; ``active``; ``revoked``: for
-        ever, and its unfinished transfers end.
+        ``active``, ``suspended``, ``revoked`` or ``reset``; `standing.CHANGES` tells what each does.
+    reason : str
+        Goes to every site that shares an open or active transfer with it.
 
     Raises
     ------
     UsageError
-        If there is no such site.
+        If there is no such site, or the reason is long.
     RefusedError
-        If it was revoked.
+        If it was revoked, or left.
     """
     broker = Broker(Registries(), Limits())
 
     def apply(transaction: Transaction) -> int:
-        row = transaction.connection.execute(
-            select(store.sites.c.state).where(store.sites.c.site == site)
-        ).one_or_none()
-        if row is None:
-            raise UsageError(f"no site '{site}' is enrolled; see 'synthedge-coordinator sites'")
-        if row.state == "revoked":
-            raise RefusedError(f"site '{site}' was revoked; invite it under a new id")
-        transaction.connection.execute(
-            update(store.sites).where(store.sites.c.site == site).values(state=state)
-        )
-        transaction.record("operator", f"site-{state}", site)
-        return broker.end_all_of(transaction, site) if state == "revoked" else 0
+        return change_standing(transaction, broker, site, Standing(state), reason)
 
     return change(folder, apply)
 

@@ -40,6 +40,8 @@ from synthedge_server.relay import Spool, spool_key
 from synthedge_server.renewal import Renewal, ServerCertificate
 from synthedge_server.servicer import CoordinatorServicer
 from synthedge_server.settings import Address, Settings, read_settings
+from synthedge_server.standing import Watch
+from synthedge_server.withdrawals import note_overdue, open_withdrawals
 
 _GRACE_S: Final = 3.0
 # A revoked site's streams end within a second of the operator's command.
@@ -79,6 +81,7 @@ class Coordinator:
         self,
         ledger: Ledger,
         broker: Broker,
+        registries: Registries,
         servicer: CoordinatorServicer,
         certificate: ServerCertificate,
         servers: tuple[grpc.aio.Server, grpc.aio.Server],
@@ -86,6 +89,8 @@ class Coordinator:
     ) -> None:
         self._ledger = ledger
         self._broker = broker
+        self._registries = registries
+        self._watch = Watch(ledger, broker)
         self._servicer = servicer
         self._certificate = certificate
         self._servers = servers
@@ -133,6 +138,14 @@ class Coordinator:
             uploads = connection.execute(
                 select(store.uploads.c.transfer_id, store.uploads.c.ciphertext_digest)
             ).all()
+            current = self._registries.current(connection)
+            is_overdue = any(
+                not row.is_noted and row.due_at_ms < self._ledger.clock()
+                for row in open_withdrawals(connection)
+            )
+        if is_overdue:
+            log("withdrawals-overdue", new=await self._ledger.write(note_overdue))
+        await self._watch.look(current.dictionary.policy.silent_h)
         if is_late is not None:
             n_expired = await self._ledger.write(self._broker.expire)
             log("expired", transfers=n_expired)
@@ -261,7 +274,7 @@ async def _start(
     )
     await sites.start()
     await enrolment.start()
-    return Coordinator(ledger, broker, servicer, certificate, (sites, enrolment), ports)
+    return Coordinator(ledger, broker, registries, servicer, certificate, (sites, enrolment), ports)
 
 
 def _server(boundary: Boundary, limits: Limits) -> grpc.aio.Server:

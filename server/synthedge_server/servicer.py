@@ -32,6 +32,7 @@ from synthedge_server.relay import spool_key
 from synthedge_server.renewal import Renewal
 from synthedge_server.rotation import directory_entries
 from synthedge_server.transfer_records import transfer_of, upload_of, waiting_for
+from synthedge_server.withdrawals import open_notices
 
 _UPLOADED = (State.RELAYED, State.DELIVERED, State.ACTIVE, State.REFUSED, State.PURGED)
 
@@ -92,10 +93,16 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
         # At once, so that a site knows its stream is open while there is nothing to say.
         await context.send_initial_metadata(())
         after = request.after
+        # Withdrawals come first, and again on every stream until their receipt is here.
+        told: set[bytes] = set()
         bell = self._ledger.listen(site)
         try:
             while True:
                 bell.clear()
+                for notice_id, notice in open_notices(self._ledger.engine, site):
+                    if notice_id not in told:
+                        told.add(notice_id)
+                        yield notice
                 batch = messages_after(self._ledger.engine, site, after, self._limits.inbox_batch)
                 for message in batch:
                     yield message

@@ -24,7 +24,8 @@ from synthedge_protocols.event_log import EventLog
 
 METADATA: Final = MetaData()
 
-# state: active | suspended | revoked. `last_sequence` numbers the site's inbox without gaps being reused.
+# state: one of `standing.Standing`, `reason` is why. `last_seen_ms`: when it last called. `last_sequence` numbers
+# the site's inbox without gaps being reused.
 sites: Final = Table(
     "sites",
     METADATA,
@@ -35,6 +36,8 @@ sites: Final = Table(
     Column("tls_key_digest", LargeBinary, nullable=False),
     Column("last_sequence", BigInteger, nullable=False),
     Column("enrolled_at_ms", BigInteger, nullable=False),
+    Column("last_seen_ms", BigInteger),
+    Column("reason", Text),
     Column("certified_at_ms", BigInteger, nullable=False),
 )
 
@@ -147,6 +150,7 @@ transfers: Final = Table(
     Column("rows", Integer, nullable=False),
     Column("purpose", Text, nullable=False),
     Column("request_digest", LargeBinary, nullable=False),
+    Column("request", LargeBinary, nullable=False),  # as signed: what policies and receipts must fit
     Column("recipient_key_id", LargeBinary, nullable=False),
     Column("donor_key_id", LargeBinary, nullable=False),
     Column("state", Text, nullable=False),
@@ -156,6 +160,24 @@ transfers: Final = Table(
     Column("requested_at_ms", BigInteger, nullable=False),
 )
 Index("transfers_by_expiry", transfers.c.expires_at_ms)
+
+# Notices of donors; `statement` is the sealed notice until its receipt is here. `is_noted`: the audit tells it is
+# overdue. Nothing but a receipt ends one.
+withdrawals: Final = Table(
+    "withdrawals",
+    METADATA,
+    Column("notice_id", LargeBinary, primary_key=True),
+    Column("transfer_id", LargeBinary, ForeignKey("transfers.transfer_id"), nullable=False),
+    Column("donor", Text, ForeignKey("sites.site"), nullable=False),
+    Column("recipient", Text, ForeignKey("sites.site"), nullable=False),
+    Column("state", Text, nullable=False),
+    Column("statement", LargeBinary),
+    Column("notified_at_ms", BigInteger, nullable=False),
+    Column("due_at_ms", BigInteger, nullable=False),
+    Column("settled_at_ms", BigInteger),
+    Column("is_noted", Boolean, nullable=False),
+)
+Index("withdrawals_by_recipient", withdrawals.c.recipient, withdrawals.c.state)
 
 # The donor's shipment while its sealed bytes are here; the row goes when they go, and a file in the spool
 # without a row is deleted.

@@ -1,0 +1,181 @@
+"""Withdrawals: sealed notices of donors, first in their recipients' inboxes until the receipt is here.
+
+The coordinator knows of a notice who sent it, to whom, about which transfer and since when; how many rows, which
+ones and why is sealed. It never ends one: only the recipient's receipt does.
+"""
+
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, insert, select, update
+
+from synthedge_protocols.errors import (
+    LimitExceededError,
+    MalformedError,
+    ReplayError,
+    VerificationError,
+)
+from synthedge_protocols.lifecycle import Party
+from synthedge_protocols.limits import Limits
+from synthedge_protocols.statements import Verified
+from synthedge_protocols.v1 import coordinator_pb2 as wire
+from synthedge_protocols.v1 import statements_pb2 as pb
+from synthedge_protocols.withdrawal import (
+    NOTICE_ID_BYTES,
+    NoticeEvent,
+    NoticeState,
+    advance_notice,
+)
+from synthedge_server import store
+from synthedge_server.broker import Broker
+from synthedge_server.ledger import Transaction
+from synthedge_server.registries import Registries
+
+_MS_PER_HOUR: Final = 3_600_000
+
+
+class Withdrawals:
+    """The coordinator's record of every notice.
+
+    Parameters
+    ----------
+    broker : Broker
+        Ends a transfer whose rows are withdrawn before they were accepted.
+    registries : Registries
+        Policies, for the time limit.
+    limits : Limits
+        How many notices of one site may be open.
+    """
+
+    def __init__(self, broker: Broker, registries: Registries, limits: Limits) -> None:
+        self._broker = broker
+        self._registries = registries
+        self._limits = limits
+
+    def notify(self, transaction: Transaction, verified: Verified[pb.WithdrawalNotice]) -> None:
+        """Keep a donor's notice for the recipient; undelivered rows are revoked in the same transaction.
+
+        Raises
+        ------
+        LifecycleError
+            If the signer has no part as donor in the transfer, or no row of it can have left.
+        MalformedError
+            If ids or the sealed part are not of their length.
+        ReplayError
+            If another notice has that id.
+        LimitExceededError
+            If too many notices of the site are open.
+        """
+        notice, connection = verified.payload, transaction.connection
+        if len(notice.notice_id) != NOTICE_ID_BYTES:
+            raise MalformedError(f"a withdrawal notice has an id of {NOTICE_ID_BYTES} bytes")
+        table = store.withdrawals
+        known = connection.execute(
+            select(table.c.notice_id).where(table.c.notice_id == notice.notice_id)
+        ).first()
+        if known is not None:
+            raise ReplayError(
+                f"withdrawal {notice.notice_id.hex()[:8]} is on record with other content"
+            )
+        n_open = len(open_withdrawals(connection, donor=verified.site))
+        if n_open >= self._limits.statements_per_site:
+            raise LimitExceededError(
+                f"site '{verified.site}' has {n_open} withdrawals open; the recipients must answer some first"
+            )
+        row = self._broker.withdraw(transaction, verified)
+        policy = self._registries.policy(connection, row.dictionary_digest)
+        state = advance_notice(None, NoticeEvent.NOTIFY, Party.DONOR)
+        connection.execute(
+            insert(table).values(
+                notice_id=notice.notice_id,
+                transfer_id=row.transfer_id,
+                donor=row.donor,
+                recipient=row.recipient,
+                state=state.value,
+                statement=verified.signed.SerializeToString(),
+                notified_at_ms=transaction.now_ms,
+                due_at_ms=transaction.now_ms + int(policy.withdrawal_h * _MS_PER_HOUR),
+                is_noted=False,
+            )
+        )
+        transaction.woken.add(row.recipient)
+
+    def settle(self, transaction: Transaction, verified: Verified[pb.WithdrawalReceipt]) -> None:
+        """Close a notice with its recipient's receipt, and pass that to the donor.
+
+        Raises
+        ------
+        LifecycleError
+            If no such notice is open.
+        VerificationError
+            If the signer is not its recipient, or names another transfer.
+        """
+        receipt, connection = verified.payload, transaction.connection
+        table = store.withdrawals
+        row = connection.execute(
+            select(table).where(table.c.notice_id == receipt.notice_id)
+        ).one_or_none()
+        state = None if row is None else NoticeState(row.state)
+        after = advance_notice(state, NoticeEvent.PURGE, Party.RECIPIENT)
+        if row is None or row.recipient != verified.site or row.transfer_id != receipt.transfer_id:
+            raise VerificationError(
+                f"the receipt of withdrawal {receipt.notice_id.hex()[:8]} is not its recipient's"
+            )
+        connection.execute(
+            update(table)
+            .where(table.c.notice_id == receipt.notice_id)
+            .values(state=after.value, statement=None, settled_at_ms=transaction.now_ms)
+        )
+        transaction.post(row.donor, wire.InboxMessage(statement=verified.signed))
+
+
+def open_notices(engine: Engine, site: str) -> list[tuple[bytes, wire.InboxMessage]]:
+    """Notices that wait for a site, oldest first, as messages outside its sequence.
+
+    They carry no sequence number: a site that stored one and died must still be sent the messages before it.
+
+    Returns
+    -------
+    list of tuple
+        Notice id, and the message.
+    """
+    table = store.withdrawals
+    with engine.connect() as connection:
+        rows = connection.execute(
+            select(table.c.notice_id, table.c.statement)
+            .where(table.c.recipient == site, table.c.state == NoticeState.NOTIFIED.value)
+            .order_by(table.c.notified_at_ms, table.c.notice_id)
+        ).all()
+    return [
+        (
+            row.notice_id,
+            wire.InboxMessage(withdrawal=pb.SignedStatement.FromString(row.statement)),
+        )
+        for row in rows
+    ]
+
+
+def open_withdrawals(connection: Connection, *, donor: str | None = None) -> list[Any]:
+    """Rows of `store.withdrawals` that wait for a receipt, of one donor or of all, oldest first."""
+    table = store.withdrawals
+    query = select(table).where(table.c.state == NoticeState.NOTIFIED.value)
+    if donor is not None:
+        query = query.where(table.c.donor == donor)
+    return list(connection.execute(query.order_by(table.c.notified_at_ms)).all())
+
+
+def note_overdue(transaction: Transaction) -> int:
+    """Write down, once each, which withdrawals have become overdue; return how many."""
+    table = store.withdrawals
+    late = [
+        row
+        for row in open_withdrawals(transaction.connection)
+        if row.due_at_ms < transaction.now_ms and not row.is_noted
+    ]
+    for row in late:
+        transaction.connection.execute(
+            update(table).where(table.c.notice_id == row.notice_id).values(is_noted=True)
+        )
+        transaction.record(
+            "coordinator", "withdrawal-overdue", row.notice_id.hex(), f"site '{row.recipient}'"
+        )
+    return len(late)
