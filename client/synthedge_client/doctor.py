@@ -5,8 +5,10 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from synthedge_client import store
+from synthedge_client.dictionaries import list_known
 from synthedge_client.site import Site, open_site
-from synthedge_client.site_table import Problem, examine_site_table
+from synthedge_client.site_table import examine_site_table
+from synthedge_client.table_problems import Problem
 from synthedge_core.errors import SynthEdgeError
 from synthedge_protocols.errors import ProtocolError
 
@@ -24,7 +26,33 @@ def examine(folder: Path) -> list[Problem]:
     with open_site(folder) as site:
         with site.store.read() as connection:
             store.require_fact(connection, "consortium")
-        return [*_table(site), *_disclosure(site), *_peers(site), *_connection(site)]
+        return [
+            *_table(site),
+            *_waiting_dictionary(site),
+            *_disclosure(site),
+            *_peers(site),
+            *_connection(site),
+        ]
+
+
+def _waiting_dictionary(site: Site) -> list[Problem]:
+    """A version nobody accepted yet, and what of the table would not fit it."""
+    with site.store.read() as connection:
+        newest = list_known(connection)[-1]
+    if newest.is_accepted:
+        return []
+    about = f"dictionary version {newest.version}"
+    found = (
+        "not accepted here, so nothing new is published; 'synthedge site dictionary show', then "
+        "'synthedge site dictionary accept --steward NAME'"
+    )
+    problems = [Problem(about, found, None, False)]
+    if newest.dictionary.digest != site.dictionary.digest:
+        problems += [
+            Problem(f"{about}: {p.about}", p.found, p.rows, False)
+            for p in _table(site.under(newest.dictionary))
+        ]
+    return problems
 
 
 def _table(site: Site) -> list[Problem]:
@@ -78,14 +106,12 @@ def _connection(site: Site) -> list[Problem]:
         return [Problem("coordinator", str(error), None, True)]
     finally:
         connection.close()
-    if document.digest.hex() != site.dictionary.digest:
-        return [
-            Problem(
-                "dictionary",
-                f"this site accepted {site.dictionary.digest[:12]}, the coordinator has {document.digest.hex()[:12]}; "
-                "ask the operator what changed",
-                None,
-                True,
-            )
-        ]
-    return []
+    with site.store.read() as store_connection:
+        known = {one.dictionary.digest for one in list_known(store_connection)}
+    if document.digest.hex() in known:
+        return []
+    found = (
+        f"the coordinator has version {document.version}, which has not arrived here; run 'synthedge site run', "
+        "or look at its inbox with 'synthedge site run --once'"
+    )
+    return [Problem("dictionary", found, None, True)]
