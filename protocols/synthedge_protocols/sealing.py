@@ -143,7 +143,7 @@ def seal(
     context: SealingContext,
     limits: Limits,
 ) -> Sealed:
-    """Seal everything `plaintext` still holds into `out`, padded, two chunks in memory at a time.
+    """Seal everything `plaintext` still holds into `out`, padded, one chunk in memory at a time.
 
     Parameters
     ----------
@@ -179,26 +179,22 @@ def seal(
     digest, written = hashlib.sha256(header), len(header)
     out.write(header)
     aead = AESGCM(file_key)
-    # Reused buffers: allocating one per chunk costs most of the throughput.
-    source = _Padded(plaintext, limits.padding_bytes)
-    current, following = bytearray(limits.chunk_bytes), bytearray(limits.chunk_bytes)
+    chunks = _Chunks(_Padded(plaintext, limits.padding_bytes), limits.chunk_bytes)
     sealed = memoryview(bytearray(limits.chunk_bytes + _TAG_BYTES))
-    n_current = _fill(source, current)
     for i_chunk in range(_MAX_CHUNKS):
-        n_following = _fill(source, following) if n_current == limits.chunk_bytes else 0
-        piece = sealed[: n_current + _TAG_BYTES]
+        chunk = chunks.next()
+        piece = sealed[: len(chunk) + _TAG_BYTES]
         written += len(piece)
         if written > limits.ciphertext_bytes:
             raise LimitExceededError(
                 f"the sealed transfer exceeds {limits.ciphertext_bytes} bytes; request fewer rows"
             )
-        nonce = _nonce(prefix, i_chunk, is_last=not n_following)
-        aead.encrypt_into(nonce, memoryview(current)[:n_current], header_digest, piece)
-        digest.update(piece[n_current:])
+        nonce = _nonce(prefix, i_chunk, is_last=chunks.is_over)
+        aead.encrypt_into(nonce, chunk, header_digest, piece)
+        digest.update(piece[-_TAG_BYTES:])
         out.write(piece)
-        if not n_following:
+        if chunks.is_over:
             break
-        current, following, n_current = following, current, n_following
     else:
         raise LimitExceededError(f"the sealed transfer exceeds {_MAX_CHUNKS} chunks")
     return Sealed(
@@ -219,7 +215,7 @@ def open_sealed(
     context: SealingContext,
     limits: Limits,
 ) -> int:
-    """Open a sealed stream into `out`, two chunks in memory at a time.
+    """Open a sealed stream into `out`, one chunk in memory at a time.
 
     Parameters
     ----------
@@ -321,25 +317,22 @@ def _open(
     digest, read, opened, begin = hashlib.sha256(header), len(header), 0, out.tell()
     tail = b""
     aead = AESGCM(file_key)
-    block_bytes = chunk_bytes + _TAG_BYTES
-    current, following = bytearray(block_bytes), bytearray(block_bytes)
+    chunks = _Chunks(stream, chunk_bytes + _TAG_BYTES)
     plain = memoryview(bytearray(chunk_bytes))
-    n_current = _fill(stream, current)
     for i_chunk in range(_MAX_CHUNKS):
-        n_following = _fill(stream, following) if n_current == block_bytes else 0
-        read += n_current
-        _require(n_current >= _TAG_BYTES and read <= sealed.ciphertext_bytes)
-        block, piece = memoryview(current)[:n_current], plain[: n_current - _TAG_BYTES]
-        digest.update(block[len(piece) :])
-        nonce = _nonce(prefix, i_chunk, is_last=not n_following)
+        block = chunks.next()
+        read += len(block)
+        _require(len(block) >= _TAG_BYTES and read <= sealed.ciphertext_bytes)
+        piece = plain[: len(block) - _TAG_BYTES]
+        digest.update(block[-_TAG_BYTES:])
+        nonce = _nonce(prefix, i_chunk, is_last=chunks.is_over)
         aead.decrypt_into(nonce, block, header_digest, piece)
         out.write(piece)
         opened += len(piece)
         # The length may lie across the last two chunks.
         tail = (tail + piece[-_LENGTH_BYTES:])[-_LENGTH_BYTES:]
-        if not n_following:
+        if chunks.is_over:
             break
-        current, following, n_current = following, current, n_following
     _require(read == sealed.ciphertext_bytes and digest.digest() == sealed.ciphertext_digest)
     n_bytes = int.from_bytes(tail, "big")
     _require(len(tail) == _LENGTH_BYTES and n_bytes <= opened - _LENGTH_BYTES)
@@ -388,16 +381,36 @@ def _nonce(prefix: bytes, i_chunk: int, *, is_last: bool) -> bytes:
     return prefix + i_chunk.to_bytes(4, "big") + bytes([is_last])
 
 
-def _fill(source: "BinaryIO | _Padded", buffer: bytearray) -> int:
-    """Read until `buffer` is full or `source` ends; raw files and pipes return short reads."""
-    view, n = memoryview(buffer), 0
-    while n < len(buffer):
-        part = view[n:]
-        read = source.readinto(part) if isinstance(source, _Padded) else _read_some(source, part)
-        if not read:
-            break
-        n += read
-    return n
+class _Chunks:
+    """A source in chunks, one in memory at a time; knows of the last one that it is the last."""
+
+    def __init__(self, source: "BinaryIO | _Padded", n_bytes: int) -> None:
+        # One buffer for all chunks: allocating one per chunk costs most of the throughput.
+        self._view = memoryview(bytearray(n_bytes))
+        self._ahead = memoryview(bytearray(1))
+        self._n_ahead = 0
+        self._source = source
+        self.is_over = False
+
+    def next(self) -> memoryview:
+        """Return the next chunk, shorter than the others only if it is the last."""
+        n = self._n_ahead
+        self._view[:n] = self._ahead[:n]
+        # Raw files and pipes return short reads.
+        while n < len(self._view):
+            n_read = self._read(self._view[n:])
+            if not n_read:
+                break
+            n += n_read
+        # One byte ahead tells whether this chunk is the last.
+        self._n_ahead = self._read(self._ahead) if n == len(self._view) else 0
+        self.is_over = not self._n_ahead
+        return self._view[:n]
+
+    def _read(self, view: memoryview) -> int:
+        if isinstance(self._source, _Padded):
+            return self._source.readinto(view)
+        return _read_some(self._source, view)
 
 
 def _read_some(source: BinaryIO, view: memoryview) -> int:
