@@ -736,3 +736,77 @@ class LogHead(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LogHead: _TypeAlias = LogHead  # noqa: Y015
+
+@_typing.final
+class ReleasesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DICTIONARY_DIGEST_FIELD_NUMBER: _builtins.int
+    dictionary_digest: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        dictionary_digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dictionary_digest", b"dictionary_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleasesRequest: _TypeAlias = ReleasesRequest  # noqa: Y015
+
+@_typing.final
+class Releases(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELEASES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def releases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Release]: ...
+    def __init__(
+        self,
+        *,
+        releases: _abc.Iterable[Global___Release] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["releases", b"releases"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Releases: _TypeAlias = Releases  # noqa: Y015
+
+@_typing.final
+class Release(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELEASE_ID_FIELD_NUMBER: _builtins.int
+    DISCLOSURE_FIELD_NUMBER: _builtins.int
+    EPSILON_FIELD_NUMBER: _builtins.int
+    MIN_COUNT_FIELD_NUMBER: _builtins.int
+    REPORT_DIGEST_FIELD_NUMBER: _builtins.int
+    RECEIVED_AT_MS_FIELD_NUMBER: _builtins.int
+    release_id: _builtins.bytes
+    disclosure: _builtins.str
+    epsilon: _builtins.float
+    min_count: _builtins.int
+    report_digest: _builtins.bytes
+    """SHA-256 of the serialised GapReport"""
+    received_at_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        release_id: _builtins.bytes = ...,
+        disclosure: _builtins.str = ...,
+        epsilon: _builtins.float = ...,
+        min_count: _builtins.int = ...,
+        report_digest: _builtins.bytes = ...,
+        received_at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disclosure", b"disclosure", "epsilon", b"epsilon", "min_count", b"min_count", "received_at_ms", b"received_at_ms", "release_id", b"release_id", "report_digest", b"report_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Release: _TypeAlias = Release  # noqa: Y015

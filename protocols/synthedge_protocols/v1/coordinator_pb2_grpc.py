@@ -205,6 +205,11 @@ class CoordinatorStub(object):
                 request_serializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.LogHeadRequest.SerializeToString,
                 response_deserializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.LogHead.FromString,
                 _registered_method=True)
+        self.GetReleases = channel.unary_unary(
+                '/synthedge_protocols.v1.Coordinator/GetReleases',
+                request_serializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.ReleasesRequest.SerializeToString,
+                response_deserializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.Releases.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer(object):
@@ -277,6 +282,13 @@ class CoordinatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetReleases(self, request, context):
+        """The gap reports received from the calling site: what its own ledger is checked against.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -329,6 +341,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.GetLogHead,
                     request_deserializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.LogHeadRequest.FromString,
                     response_serializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.LogHead.SerializeToString,
+            ),
+            'GetReleases': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReleases,
+                    request_deserializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.ReleasesRequest.FromString,
+                    response_serializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.Releases.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -602,6 +619,33 @@ class Coordinator(object):
             '/synthedge_protocols.v1.Coordinator/GetLogHead',
             synthedge__protocols_dot_v1_dot_coordinator__pb2.LogHeadRequest.SerializeToString,
             synthedge__protocols_dot_v1_dot_coordinator__pb2.LogHead.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReleases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synthedge_protocols.v1.Coordinator/GetReleases',
+            synthedge__protocols_dot_v1_dot_coordinator__pb2.ReleasesRequest.SerializeToString,
+            synthedge__protocols_dot_v1_dot_coordinator__pb2.Releases.FromString,
             options,
             channel_credentials,
             insecure,

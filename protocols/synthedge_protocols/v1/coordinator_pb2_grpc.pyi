@@ -90,6 +90,8 @@ class CoordinatorStub:
     """A new certificate for the same TLS key, from half of the old one's life on."""
     GetLogHead: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.LogHeadRequest, _coordinator_pb2.LogHead]
     """The signed head of the coordinator's audit log, and the proof that it extends an earlier one."""
+    GetReleases: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ReleasesRequest, _coordinator_pb2.Releases]
+    """The gap reports received from the calling site: what its own ledger is checked against."""
 
 @_typing.type_check_only
 class CoordinatorAsyncStub(CoordinatorStub):
@@ -112,6 +114,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """A new certificate for the same TLS key, from half of the old one's life on."""
     GetLogHead: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.LogHeadRequest, _coordinator_pb2.LogHead]  # type: ignore[assignment]
     """The signed head of the coordinator's audit log, and the proof that it extends an earlier one."""
+    GetReleases: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ReleasesRequest, _coordinator_pb2.Releases]  # type: ignore[assignment]
+    """The gap reports received from the calling site: what its own ledger is checked against."""
 
 class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     """TLS 1.3 with client certificates; every call is bound to the certificate's site."""
@@ -191,5 +195,13 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.LogHead, _abc.Awaitable[_coordinator_pb2.LogHead]]:
         """The signed head of the coordinator's audit log, and the proof that it extends an earlier one."""
+
+    @_abc_1.abstractmethod
+    def GetReleases(
+        self,
+        request: _coordinator_pb2.ReleasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.Releases, _abc.Awaitable[_coordinator_pb2.Releases]]:
+        """The gap reports received from the calling site: what its own ledger is checked against."""
 
 def add_CoordinatorServicer_to_server(servicer: CoordinatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
