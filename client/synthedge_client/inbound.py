@@ -37,6 +37,7 @@ from synthedge_protocols.lifecycle import (
     is_final,
 )
 from synthedge_protocols.limits import Limits
+from synthedge_protocols.standing_policies import require_authority
 from synthedge_protocols.statements import (
     STATEMENT_TYPES,
     Verified,
@@ -205,7 +206,8 @@ def _apply_statement(site: Site, connection: sa.Connection, signed: pb.SignedSta
     verified = verify_from_peer(site, connection, signed, expected_type, statement.signer_site)
     body = verified.payload
     if isinstance(body, pb.TransferRequest):
-        _receive_request(site, connection, signed, body, statement.signer_site)
+        require_authority(verified, body)
+        _receive_request(site, connection, signed, body, statement.signer_site, verified.by_whom)
         return
     if isinstance(body, pb.WitnessedHead):
         keep_peer_head(site, connection, verified)
@@ -222,7 +224,7 @@ def _apply_statement(site: Site, connection: sa.Connection, signed: pb.SignedSta
         raise VerificationError(
             f"site '{statement.signer_site}' signed a statement about a transfer with '{transfer.peer}'"
         )
-    who = f"{transfer.peer}: {verified.signer.name}"
+    who = verified.by_whom
     if isinstance(body, pb.Approval):
         # Else a recipient could approve, in the donor's place, what the donor only prepared.
         _require_role(transfer, "recipient", "an approval")
@@ -230,6 +232,7 @@ def _apply_statement(site: Site, connection: sa.Connection, signed: pb.SignedSta
             raise VerificationError(
                 "an approval names another request than the one this site signed"
             )
+        require_authority(verified, transfer.request)
         approval = signed.SerializeToString()
         move(connection, transfer, Event.APPROVE, Party.DONOR, who, approval=approval)
     elif isinstance(body, pb.Ending):
@@ -244,7 +247,8 @@ def _apply_statement(site: Site, connection: sa.Connection, signed: pb.SignedSta
         _end(connection, transfer, event, body.reason, actor, who)
     else:
         _require_role(transfer, "donor", "a receipt")
-        _receive_receipt(connection, transfer, body)
+        require_authority(verified, transfer.request)
+        _receive_receipt(connection, transfer, body, who)
 
 
 def _require_role(transfer: Transfer, role: str, what: str) -> None:
@@ -260,6 +264,7 @@ def _receive_request(
     signed: pb.SignedStatement,
     request: pb.TransferRequest,
     signer: str,
+    who: str,
 ) -> None:
     if request.donor != site.settings.id or request.recipient != signer:
         raise VerificationError(
@@ -277,10 +282,12 @@ def _receive_request(
     if not set(grid.features) <= set(request.features):
         raise VerificationError("a transfer request leaves out features of its own region")
     rotation.require_own(site, request.donor_key_id)
-    insert_request(connection, signed, request, role="donor", who="coordinator")
+    insert_request(connection, signed, request, role="donor", who=who)
 
 
-def _receive_receipt(connection: sa.Connection, transfer: Transfer, receipt: pb.Receipt) -> None:
+def _receive_receipt(
+    connection: sa.Connection, transfer: Transfer, receipt: pb.Receipt, who: str
+) -> None:
     shipment = connection.execute(
         sa.select(store.transfers.c.shipment).where(store.transfers.c.transfer_id == transfer.id)
     ).scalar_one()
@@ -301,7 +308,7 @@ def _receive_receipt(connection: sa.Connection, transfer: Transfer, receipt: pb.
         transfer,
         event,
         Party.RECIPIENT,
-        transfer.peer,
+        who,
         reason=reason,
         payload=None,
     )

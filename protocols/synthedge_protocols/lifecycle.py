@@ -74,6 +74,9 @@ class Party(StrEnum):
     COORDINATOR = "coordinator"
 
 
+SignedBy = Literal["steward", "site", "steward or policy", "steward or site", "nobody"]
+
+
 @dataclass(frozen=True, slots=True)
 class Transition:
     """One row of the table.
@@ -84,9 +87,10 @@ class Transition:
         What moves where.
     actor : Party
         Who may cause it.
-    signed_by : {"steward", "site", "nobody"}
-        Whose key signs the statement that carries it; "nobody" for hints, local steps and time
-        limits.
+    signed_by : {"steward", "site", "steward or policy", "steward or site", "nobody"}
+        Whose key signs the statement that carries it. "steward or policy": the site's key too, where
+        it names a standing policy that a steward signed (or, to accept, the request says so).
+        "nobody": hints, local steps and time limits.
     where : frozenset of Party
         Whose records it moves.
     limit : str or None
@@ -97,7 +101,7 @@ class Transition:
     event: Event
     target: State
     actor: Party
-    signed_by: Literal["steward", "site", "nobody"]
+    signed_by: SignedBy
     where: frozenset[Party]
     limit: str | None = None
 
@@ -125,7 +129,7 @@ def _step(
     event: Event,
     target: State,
     actor: Party,
-    signed_by: Literal["steward", "site", "nobody"],
+    signed_by: SignedBy,
     where: frozenset[Party] = _ALL,
     *,
     timed: bool = False,
@@ -148,24 +152,24 @@ TRANSITIONS: tuple[Transition, ...] = tuple(
     chain(
         # The way to success. A donor's own record passes through PREPARED and SEALED, which
         # the others never see; the recipient's and coordinator's through DELIVERED.
-        _step("PROPOSED", Event.REQUEST, State.REQUESTED, _R, "steward"),
+        _step("PROPOSED", Event.REQUEST, State.REQUESTED, _R, "steward or policy"),
         _step("REQUESTED", Event.PREPARE, State.PREPARED, _D, "nobody", _AT_D),
-        _step("PREPARED", Event.APPROVE, State.APPROVED, _D, "steward", _AT_D),
+        _step("PREPARED", Event.APPROVE, State.APPROVED, _D, "steward or policy", _AT_D),
         # From APPROVED too: a consent was lost, the rows changed, the steward approved anew.
-        _step("REQUESTED APPROVED", Event.APPROVE, State.APPROVED, _D, "steward", _AT_RC),
+        _step("REQUESTED APPROVED", Event.APPROVE, State.APPROVED, _D, "steward or policy", _AT_RC),
         _step("APPROVED", Event.SEAL, State.SEALED, _D, "nobody", _AT_D),
         _step("SEALED", Event.RELAY, State.RELAYED, _D, "site", _AT_D),
         _step("APPROVED", Event.RELAY, State.RELAYED, _D, "site", _AT_RC),
         _step("RELAYED", Event.DELIVER, State.DELIVERED, _R, "site", _AT_RC),
-        _step("DELIVERED", Event.ACCEPT, State.ACTIVE, _R, "site", _AT_RC),
+        _step("DELIVERED", Event.ACCEPT, State.ACTIVE, _R, "steward or policy", _AT_RC),
         # SEALED too: the donor may have stopped between its last upload and noting it.
-        _step("SEALED RELAYED", Event.ACCEPT, State.ACTIVE, _R, "site", _AT_D),
+        _step("SEALED RELAYED", Event.ACCEPT, State.ACTIVE, _R, "steward or policy", _AT_D),
         # Back, locally: nothing has left the donor yet.
         _step("PREPARED", Event.LAPSE, State.REQUESTED, _D, "nobody", _AT_D, timed=True),
         _step("APPROVED SEALED", Event.LOSE_CONSENT, State.PREPARED, _D, "nobody", _AT_D),
-        # The recipient's gate, or the opening itself, refused: the rows were deleted.
-        _step("DELIVERED", Event.REFUSE, State.REFUSED, _R, "site", _AT_RC),
-        _step("SEALED RELAYED", Event.REFUSE, State.REFUSED, _R, "site", _AT_D),
+        # The recipient's gate, the opening itself, or its steward refused: the rows were deleted.
+        _step("DELIVERED", Event.REFUSE, State.REFUSED, _R, "steward or site", _AT_RC),
+        _step("SEALED RELAYED", Event.REFUSE, State.REFUSED, _R, "steward or site", _AT_D),
         # The recipient deleted active rows, or rows withdrawn while its gate ran.
         _step("ACTIVE", Event.PURGE, State.PURGED, _R, "site", timed=True),
         _step("DELIVERED", Event.PURGE, State.PURGED, _R, "site", _AT_RC),

@@ -51,6 +51,7 @@ _CONTEXT = b"synthedge/v1/statement\0"
 _DIGEST_BYTES = 32
 
 M = TypeVar("M", bound=Message)
+N = TypeVar("N", bound=Message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +62,15 @@ class StatementType:
     ----------
     message : type of Message
         The payload's class; one class has one name.
-    signed_by : {"site", "steward", "either"}
-        Whose key must have signed.
+    signed_by : {"site", "steward", "either", "steward or policy"}
+        Whose key must have signed; "steward or policy": the site's key too, where the payload carries a
+        standing policy that a steward of the site signed.
     under_dictionary : bool
         Whether the dictionary digest must be present; key statements outlive dictionaries.
     """
 
     message: type[Message]
-    signed_by: Literal["site", "steward", "either"]
+    signed_by: Literal["site", "steward", "either", "steward or policy"]
     under_dictionary: bool = True
 
 
@@ -79,11 +81,12 @@ STATEMENT_TYPES: dict[str, StatementType] = {
     "renewal": StatementType(pb.Renewal, "site", under_dictionary=False),
     "dictionary-acceptance": StatementType(pb.DictionaryAcceptance, "steward"),
     "gap-report": StatementType(pb.GapReport, "steward"),
-    "transfer-request": StatementType(pb.TransferRequest, "steward"),
-    "approval": StatementType(pb.Approval, "steward"),
+    "transfer-request": StatementType(pb.TransferRequest, "steward or policy"),
+    "approval": StatementType(pb.Approval, "steward or policy"),
+    "standing-policy": StatementType(pb.StandingPolicy, "steward"),
     "shipment": StatementType(pb.Shipment, "site"),
     "key-request": StatementType(pb.ReleaseRequest, "site"),
-    "receipt": StatementType(pb.Receipt, "site"),
+    "receipt": StatementType(pb.Receipt, "either"),
     "ending": StatementType(pb.Ending, "either"),
     "withdrawal-notice": StatementType(pb.WithdrawalNotice, "either"),
     "withdrawal-receipt": StatementType(pb.WithdrawalReceipt, "site"),
@@ -91,6 +94,8 @@ STATEMENT_TYPES: dict[str, StatementType] = {
     "witnessed-head": StatementType(pb.WitnessedHead, "site", under_dictionary=False),
 }
 """Type name to payload class and signer."""
+
+_UNDER_POLICY = (pb.TransferRequest, pb.Approval, pb.Receipt)
 
 _NAME_OF = {entry.message: name for name, entry in STATEMENT_TYPES.items()}
 
@@ -112,6 +117,11 @@ class Signer:
     kind: Literal["site", "steward"]
     name: str
     fingerprint: str
+
+    @property
+    def label(self) -> str:
+        """Name and key, as audits write them."""
+        return f"{self.name} (key {self.fingerprint})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +146,11 @@ class Verified(Generic[M]):
         SHA-256 of the statement's bytes, 32 bytes: its identity in receipts and approvals.
     signed : SignedStatement
         The original, to be stored or relayed.
+    first : Signer or None
+        Two-person rule: the other steward, whose signature over the same words the payload carries.
+    policy : Verified or None
+        What a steward allowed the site's key to sign; whether it covers this statement is for
+        `standing_policies.require_covered` to say.
     """
 
     type: str
@@ -148,6 +163,17 @@ class Verified(Generic[M]):
     signer: Signer
     digest: bytes
     signed: pb.SignedStatement
+    first: Signer | None = None
+    policy: "Verified[pb.StandingPolicy] | None" = None
+
+    @property
+    def by_whom(self) -> str:
+        """Who decided, for the audit: stewards with their keys, or the policy the site's key acted under."""
+        people = [self.signer, self.first] if self.first else [self.signer]
+        if self.policy is not None:
+            policy = self.policy.payload.policy_id.hex()[:8]
+            return f"{self.site}, standing policy {policy} of {self.policy.by_whom}"
+        return f"{self.site}: " + " and ".join(p.label for p in people)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +247,7 @@ def sign(
     """
     name = type_name(type(payload))
     _check_signer(name, by_steward=certificate is not None)
+    _require_policy(name, payload, by_steward=certificate is not None)
     _check_dictionary_digest(name, dictionary_digest)
     statement = pb.Statement(
         type=name,
@@ -301,7 +328,8 @@ def verify(
     IdentityError
         If another consortium, site or key is named, or a steward's certificate is not in force.
     PolicyError
-        If it was made under another dictionary, or its time lies ahead of `now_ms`.
+        If it was made under another dictionary, its time lies ahead of `now_ms`, or one steward signed twice
+        where two must.
     VerificationError
         If a signature does not hold.
     """
@@ -352,17 +380,47 @@ def verify(
             f"the '{name}' of site '{site}' is dated more than {limits.clock_skew_s:g} s ahead of "
             f"this clock, or not at all; set both clocks by NTP"
         )
+    payload = _decode(expected_type, statement.payload, name)
+    _require_policy(name, payload, by_steward=by_steward)
+
+    def enclosed(inner: pb.SignedStatement, message: type[N]) -> Verified[N]:
+        return verify(
+            inner,
+            expected_type=message,
+            consortium=consortium,
+            site=site,
+            site_public_key=site_public_key,
+            dictionary_digest=statement.dictionary_digest,
+            now_ms=now_ms,
+            limits=limits,
+        )
+
+    first = None
+    if isinstance(payload, pb.Approval | pb.StandingPolicy) and payload.HasField("first"):
+        alone = _decode(expected_type, statement.payload, name)
+        alone.ClearField("first")
+        _check_first(name, payload, alone, by_steward=by_steward)
+        first = enclosed(payload.first, type(payload)).signer
+        if first.fingerprint == signer.fingerprint:
+            raise PolicyError(
+                f"the '{name}' of site '{site}' is signed twice with one key; two stewards must sign"
+            )
+    policy = None
+    if not by_steward and isinstance(payload, _UNDER_POLICY) and payload.HasField("policy"):
+        policy = enclosed(payload.policy, pb.StandingPolicy)
     return Verified(
         type=name,
         consortium=consortium,
         site=site,
         dictionary_digest=statement.dictionary_digest,
         issued_at_ms=statement.issued_at_ms,
-        payload=_decode(expected_type, statement.payload, name),
+        payload=payload,
         payload_bytes=statement.payload,
         signer=signer,
         digest=hashlib.sha256(signed.statement).digest(),
         signed=signed,
+        first=first,
+        policy=policy,
     )
 
 
@@ -452,9 +510,29 @@ def _check_window(
 
 def _check_signer(name: str, *, by_steward: bool) -> None:
     wanted = STATEMENT_TYPES[name].signed_by
-    if wanted != "either" and by_steward != (wanted == "steward"):
+    if wanted in ("site", "steward") and by_steward != (wanted == "steward"):
         signer = "a steward" if by_steward else "the site's key"
         raise MalformedError(f"a '{name}' must be signed by the {wanted}, not by {signer}")
+
+
+def _require_policy(name: str, payload: Message, *, by_steward: bool) -> None:
+    has_policy = isinstance(payload, _UNDER_POLICY) and payload.HasField("policy")
+    if by_steward and has_policy:
+        raise MalformedError(f"a '{name}' that a steward signs carries no standing policy")
+    if STATEMENT_TYPES[name].signed_by == "steward or policy" and not (by_steward or has_policy):
+        raise MalformedError(
+            f"a '{name}' must be signed by a steward, or by the site's key under a standing policy; "
+            "it carries none"
+        )
+
+
+def _check_first(
+    name: str, payload: pb.Approval | pb.StandingPolicy, alone: Message, *, by_steward: bool
+) -> None:
+    """Before the first signature is followed: the same words, so nothing nests any deeper."""
+    inner = _decode(pb.Statement, payload.first.statement, "statement")
+    if not by_steward or inner.payload != alone.SerializeToString(deterministic=True):
+        raise MalformedError(f"the first signature of a '{name}' is not over the same words")
 
 
 def _check_dictionary_digest(name: str, digest: bytes) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -115,6 +116,7 @@ reports: Final = Table(
     Column("dictionary_digest", LargeBinary, primary_key=True),
     Column("release_id", LargeBinary, primary_key=True),
     Column("payload", LargeBinary, nullable=False),
+    Column("epsilon", Float, nullable=False),  # 0 in threshold mode
     Column("received_at_ms", BigInteger, nullable=False),
     Column("is_current", Boolean, nullable=False),
 )

@@ -106,7 +106,7 @@ def test_every_statement_type_is_signed_and_verified_by_whom_the_table_says(
         assert type_name(entry.message) == name
         for signer, make in (("site", as_site), ("steward", as_steward)):
             payload = entry.message()
-            if entry.signed_by in (signer, "either"):
+            if entry.signed_by in (signer, "either", f"{signer} or policy"):
                 signed = make(ids, payload, dictionary_digest=digest)
                 assert check(ids, signed, entry.message, dictionary_digest=digest).type == name
             else:
@@ -115,10 +115,13 @@ def test_every_statement_type_is_signed_and_verified_by_whom_the_table_says(
 
 
 def test_a_steward_statement_without_its_certificate_is_refused(ids: Identities) -> None:
-    signed = as_steward(ids, REQUEST)
-    signed.ClearField("certificate")
+    report, request = as_steward(ids, pb.GapReport()), as_steward(ids, REQUEST)
+    report.ClearField("certificate")
     with pytest.raises(MalformedError, match="must be signed by the steward"):
-        check(ids, signed, pb.TransferRequest)
+        check(ids, report, pb.GapReport)
+    request.ClearField("certificate")
+    with pytest.raises(IdentityError, match="names another key"):
+        check(ids, request, pb.TransferRequest)
 
 
 def test_a_certificate_cannot_be_added_to_or_taken_from_an_ending(ids: Identities) -> None:

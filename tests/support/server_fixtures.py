@@ -411,6 +411,7 @@ def request_of(asking: Hospital, asked: str, **changes: Any) -> pb.TransferReque
         "hpke_key_id": asking.hpke.key_id,
         "nonce": secrets.token_bytes(32),
         "donor_key_id": asking.key_ids.get(asked, b""),
+        "accept_if_gate_passes": True,
     }
     return pb.TransferRequest(**{**fields, **changes})
 

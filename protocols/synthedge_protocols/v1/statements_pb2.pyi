@@ -411,7 +411,7 @@ Global___VoxelReport: _TypeAlias = VoxelReport  # noqa: Y015
 class TransferRequest(_message.Message):
     """---- transfers ------------------------------------------------------------------------------
 
-    type "transfer-request", signed by the recipient's steward
+    type "transfer-request", signed by the recipient's steward, or by its site under a policy
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -427,6 +427,8 @@ class TransferRequest(_message.Message):
     HPKE_KEY_ID_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
     DONOR_KEY_ID_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    ACCEPT_IF_GATE_PASSES_FIELD_NUMBER: _builtins.int
     recipient: _builtins.str
     donor: _builtins.str
     grid: _builtins.str
@@ -440,11 +442,17 @@ class TransferRequest(_message.Message):
     """32 random bytes; transfer id = SHA-256 of this serialised message"""
     donor_key_id: _builtins.bytes
     """of the donor's statement key as the recipient pinned it; the transfer finishes under it"""
+    accept_if_gate_passes: _builtins.bool
+    """the steward's word that no second look is wanted"""
     @_builtins.property
     def voxel(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """in the dictionary's order"""
+
+    @_builtins.property
+    def policy(self) -> Global___SignedStatement:
+        """the recipient's standing policy, when its site signs"""
 
     def __init__(
         self,
@@ -460,10 +468,12 @@ class TransferRequest(_message.Message):
         hpke_key_id: _builtins.bytes = ...,
         nonce: _builtins.bytes = ...,
         donor_key_id: _builtins.bytes = ...,
+        policy: Global___SignedStatement | None = ...,
+        accept_if_gate_passes: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["donor", b"donor", "donor_key_id", b"donor_key_id", "features", b"features", "grid", b"grid", "hpke_key_id", b"hpke_key_id", "nonce", b"nonce", "purpose", b"purpose", "recipient", b"recipient", "retention_days", b"retention_days", "rows", b"rows", "voxel", b"voxel"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_if_gate_passes", b"accept_if_gate_passes", "donor", b"donor", "donor_key_id", b"donor_key_id", "features", b"features", "grid", b"grid", "hpke_key_id", b"hpke_key_id", "nonce", b"nonce", "policy", b"policy", "purpose", b"purpose", "recipient", b"recipient", "retention_days", b"retention_days", "rows", b"rows", "voxel", b"voxel"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -471,7 +481,7 @@ Global___TransferRequest: _TypeAlias = TransferRequest  # noqa: Y015
 
 @_typing.final
 class Approval(_message.Message):
-    """type "approval", signed by the donor's steward"""
+    """type "approval", signed by the donor's steward, or by its site under a policy"""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -479,12 +489,22 @@ class Approval(_message.Message):
     REQUEST_DIGEST_FIELD_NUMBER: _builtins.int
     MANIFEST_COMMITMENT_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     transfer_id: _builtins.bytes
     request_digest: _builtins.bytes
     """SHA-256 of the request's serialised Statement"""
     manifest_commitment: _builtins.bytes
     """SHA-256 of salt + manifest; salt and manifest travel sealed"""
     rows: _builtins.int
+    @_builtins.property
+    def first(self) -> Global___SignedStatement:
+        """two-person rule: the same approval, signed by another steward before"""
+
+    @_builtins.property
+    def policy(self) -> Global___SignedStatement:
+        """the donor's standing policy, when its site signs"""
+
     def __init__(
         self,
         *,
@@ -492,10 +512,12 @@ class Approval(_message.Message):
         request_digest: _builtins.bytes = ...,
         manifest_commitment: _builtins.bytes = ...,
         rows: _builtins.int = ...,
+        first: Global___SignedStatement | None = ...,
+        policy: Global___SignedStatement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest_commitment", b"manifest_commitment", "request_digest", b"request_digest", "rows", b"rows", "transfer_id", b"transfer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "manifest_commitment", b"manifest_commitment", "policy", b"policy", "request_digest", b"request_digest", "rows", b"rows", "transfer_id", b"transfer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -564,7 +586,7 @@ Global___ReleaseRequest: _TypeAlias = ReleaseRequest  # noqa: Y015
 
 @_typing.final
 class Receipt(_message.Message):
-    """type "receipt", signed by the recipient site"""
+    """type "receipt", signed by the recipient's steward, or by its site: when the gate refused,"""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -573,13 +595,19 @@ class Receipt(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     transfer_id: _builtins.bytes
+    """when the request said so (accept_if_gate_passes), or under a policy"""
     ciphertext_digest: _builtins.bytes
     rows: _builtins.int
     accepted: _builtins.bool
-    """false: the gate refused; rows were deleted"""
+    """false: the gate or the steward refused; rows were deleted"""
     reason: _builtins.str
     """the gate's rule in words; no value"""
+    @_builtins.property
+    def policy(self) -> Global___SignedStatement:
+        """the recipient's standing policy that accepted"""
+
     def __init__(
         self,
         *,
@@ -588,14 +616,81 @@ class Receipt(_message.Message):
         rows: _builtins.int = ...,
         accepted: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        policy: Global___SignedStatement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "ciphertext_digest", b"ciphertext_digest", "reason", b"reason", "rows", b"rows", "transfer_id", b"transfer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "ciphertext_digest", b"ciphertext_digest", "policy", b"policy", "reason", b"reason", "rows", b"rows", "transfer_id", b"transfer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Receipt: _TypeAlias = Receipt  # noqa: Y015
+
+@_typing.final
+class StandingPolicy(_message.Message):
+    """type "standing-policy", signed by a steward: what the site may do without asking again"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_ID_FIELD_NUMBER: _builtins.int
+    ACTS_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    PURPOSES_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    PERIOD_DAYS_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
+    VALID_UNTIL_MS_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    policy_id: _builtins.bytes
+    """16 random bytes"""
+    rows: _builtins.int
+    """per peer and period"""
+    period_days: _builtins.int
+    valid_until_ms: _builtins.int
+    @_builtins.property
+    def acts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"request", "approve", "accept" """
+
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def purposes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """DUO codes; each covers the narrower ones"""
+
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """nothing else may be asked for or leave"""
+
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """a grid's name, or grid/voxel index ("sex x age/1,2"); empty: every region"""
+
+    @_builtins.property
+    def first(self) -> Global___SignedStatement:
+        """two-person rule: the same policy, signed by another steward before"""
+
+    def __init__(
+        self,
+        *,
+        policy_id: _builtins.bytes = ...,
+        acts: _abc.Iterable[_builtins.str] | None = ...,
+        peers: _abc.Iterable[_builtins.str] | None = ...,
+        purposes: _abc.Iterable[_builtins.str] | None = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
+        rows: _builtins.int = ...,
+        period_days: _builtins.int = ...,
+        regions: _abc.Iterable[_builtins.str] | None = ...,
+        valid_until_ms: _builtins.int = ...,
+        first: Global___SignedStatement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first", b"first"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acts", b"acts", "features", b"features", "first", b"first", "peers", b"peers", "period_days", b"period_days", "policy_id", b"policy_id", "purposes", b"purposes", "regions", b"regions", "rows", b"rows", "valid_until_ms", b"valid_until_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StandingPolicy: _TypeAlias = StandingPolicy  # noqa: Y015
 
 @_typing.final
 class Ending(_message.Message):
