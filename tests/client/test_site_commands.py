@@ -34,7 +34,6 @@ from synthedge_client.cli import app
 from synthedge_client.connection import LIMITS
 from synthedge_client.console import run_app
 from synthedge_client.keystore import add_steward
-from synthedge_client.releases import publish
 from synthedge_client.settings import load_settings
 from synthedge_client.site import Site, open_site
 from synthedge_client.transfers import list_transfers
@@ -367,14 +366,15 @@ async def test_a_certificate_of_another_consortium_is_refused(
     assert (code, "or TLS failed" in err) == (2, True), err
 
 
-async def test_a_dictionary_that_has_not_arrived_is_told_by_the_doctor_and_what_was_published_is_refused(
+async def test_a_dictionary_that_has_not_arrived_is_told_by_the_doctor_and_requests_are_refused(
     pair: list[Site], consortium: Consortium, run: Run, say: Say
 ) -> None:
     north, _ = pair
     changed = DICTIONARY_TOML.replace("rows_per_transfer = 20", "rows_per_transfer = 19")
     change_coordinator(consortium.folder, lambda t: add_dictionary(t, changed))
     folder = north.settings.folder
-    publish(north, steward())
+    grid = north.grid("sex x bp")
+    request(north, steward(), donor="south", grid=grid, voxel=1, rows=5, purpose="DUO:0000007")
 
     code, out = await in_thread(say, "doctor", "--dir", folder, "--json")
     assert code == 4
@@ -384,7 +384,7 @@ async def test_a_dictionary_that_has_not_arrived_is_told_by_the_doctor_and_what_
     await exchange(north)
     _, out, _ = await in_thread(run, "status", "--dir", folder, "--json")
     (refused,) = json.loads(out)["data"]["outbox_refused"]
-    assert "gap-report: " in refused
+    assert "transfer-request: " in refused
     assert "was made under dictionary" in refused
 
 
