@@ -22,9 +22,11 @@ from synthedge_client import inbound, store
 from synthedge_client.connection import Connection
 from synthedge_client.delivery import fetch
 from synthedge_client.donating import lapse
+from synthedge_client.duties import Duties
 from synthedge_client.inbox import keep_message
 from synthedge_client.log_heads import exchange_heads
 from synthedge_client.outbox import send_waiting
+from synthedge_client.purging import keep_notice, note_inbox_read
 from synthedge_client.renewal import Renewer
 from synthedge_client.sealed_files import sweep
 from synthedge_client.shipping import ship
@@ -42,6 +44,7 @@ POLL_S = 0.2
 RECONNECT_S = 2.0
 # How long a peer that enrols may stay unknown to the agents that run already.
 REFRESH_PEERS_S = 10.0
+READ_INBOX_S = 60.0
 # How often the coordinator's audit log is checked to have only grown.
 HEADS_EVERY_S = 60.0
 FIRST_RETRY_S = 2.0
@@ -88,11 +91,13 @@ class Agent:
         self._site = site
         self._connection = connection
         self._attempts = Attempts()
+        self._duties = Duties()
 
     def receive(self) -> None:
         """Store what waits in the inbox at the coordinator."""
         for message in self._connection.inbox(self._last_sequence(), follow=False):
             self._keep(message)
+        note_inbox_read(self._site)
 
     def follow(self, stop: threading.Event, wake: threading.Event) -> None:
         """Store what arrives, as it arrives, until `stop` is set; reconnects for as long as it takes."""
@@ -132,10 +137,12 @@ class Agent:
             If it does not accept this site.
         """
         self._site = self._site.refreshed()
+        withdrawn = self._duties.first(self._site)
         handled = self._handle_inbox()
         sent = send_waiting(self._site, self._connection)
         moved = self._move_transfers()
-        return handled or sent or moved
+        owed = self._duties.then(self._site)
+        return withdrawn or handled or sent or moved or owed
 
     def _last_sequence(self) -> int:
         with self._site.store.read() as transaction:
@@ -145,8 +152,17 @@ class Agent:
         return last or 0
 
     def _keep(self, message: wire.InboxMessage) -> None:
+        if message.WhichOneof("body") == "withdrawal":
+            self._keep_notice(message.withdrawal)
+            return
         with self._site.store.write() as transaction:
             keep_message(transaction, message)
+
+    def _keep_notice(self, signed: pb.SignedStatement) -> None:
+        try:
+            keep_notice(self._site, signed)
+        except ProtocolError as error:
+            log.error("a withdrawal that is none was not stored: %s", error)
 
     def _handle_inbox(self) -> bool:
         with self._site.store.read() as transaction:
@@ -242,7 +258,7 @@ def run_forever(site: Site, connection: Connection, stop: threading.Event) -> No
 
     follower = threading.Thread(target=follow, name="inbox", daemon=True)
     follower.start()
-    heads_at, refresh_at, told, renewer = 0.0, 0.0, "", Renewer()
+    heads_at, refresh_at, read_at, told, renewer = 0.0, 0.0, 0.0, "", Renewer()
     while not stop.is_set():
         try:
             renewer.look_after(site, connection)
@@ -252,6 +268,10 @@ def run_forever(site: Site, connection: Connection, stop: threading.Event) -> No
             if time.monotonic() >= refresh_at:
                 agent.refresh_peers()
                 refresh_at = time.monotonic() + REFRESH_PEERS_S
+            if time.monotonic() >= read_at:
+                # The open stream never ends: only a whole reading shows that no withdrawal waits.
+                agent.receive()
+                read_at = time.monotonic() + READ_INBOX_S
             if not agent.work():
                 wake.wait(POLL_S)
                 wake.clear()

@@ -24,6 +24,7 @@ from synthedge_client.sealed_files import incoming_file, open_private
 from synthedge_client.site import Site
 from synthedge_client.site_table import SiteTable, load_site_table
 from synthedge_client.transfers import Transfer, move, region_of, sealing_context
+from synthedge_client.withdrawn import refuse_withdrawn
 from synthedge_protocols.compression import decompress
 from synthedge_protocols.errors import (
     LimitExceededError,
@@ -101,6 +102,7 @@ def _opens(site: Site, transfer: Transfer, signed: pb.SignedStatement, path: Pat
 def _take_in(site: Site, transfer: Transfer, signed: pb.SignedStatement, path: Path) -> None:
     table = load_site_table(site.settings, site.dictionary)
     with site.store.write() as transaction:
+        refuse_withdrawn(transaction, transfer)
         shipment: pb.Shipment | None = None
         n_rows = 0
         try:

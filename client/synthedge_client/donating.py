@@ -18,6 +18,7 @@ from synthedge_client.keystore import Steward
 from synthedge_client.site import Site
 from synthedge_client.site_table import SiteTable, load_site_table
 from synthedge_client.transfers import Transfer, move, region_of
+from synthedge_client.withdrawn import withdrawn_tags
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.errors import LifecycleError
 from synthedge_protocols.lifecycle import Event, Party, State
@@ -52,6 +53,7 @@ def eligible_rows(
             )
         ).scalars()
     )
+    sent |= withdrawn_tags(connection, transfer.request.purpose)
     return np.array(
         [i for i in np.flatnonzero(eligible) if site.keys.tag(table.patient_ids[i]) not in sent],
         dtype=np.int64,
@@ -236,6 +238,7 @@ def lost_consents(site: Site, connection: sa.Connection, transfer: Transfer) -> 
         )
         if active
     }
+    consented -= withdrawn_tags(connection, transfer.request.purpose)
     tags = connection.execute(
         sa.select(store.disclosed.c.patient_tag).where(store.disclosed.c.transfer_id == transfer.id)
     ).scalars()

@@ -16,11 +16,13 @@ from google.protobuf.message import Message
 from synthedge_client import dictionaries, outbound, rotation, store
 from synthedge_client.donating import forget_selection
 from synthedge_client.hints import check_profile, check_proposals
+from synthedge_client.leaving import peer_stands
 from synthedge_client.log_heads import keep_peer_head
 from synthedge_client.received import delete_samples
 from synthedge_client.settings import SiteSettings
 from synthedge_client.site import Site
 from synthedge_client.transfers import Transfer, get_transfer, insert_request, move, region_of
+from synthedge_client.withdrawals import keep_purge_report, take_receipt
 from synthedge_core.errors import SynthEdgeError
 from synthedge_protocols.errors import (
     LifecycleError,
@@ -134,6 +136,9 @@ def _apply(site: Site, connection: sa.Connection, message: wire.InboxMessage) ->
         transfer = get_transfer(connection, message.shipment.transfer_id)
         _require_role(transfer, "recipient", "a notice of a shipment")
         move(connection, transfer, Event.RELAY, Party.DONOR, "coordinator")
+    elif kind == "standing":
+        told = message.standing
+        peer_stands(connection, told.site, told.standing, told.reason, "coordinator")
     elif kind == "ended":
         ended = message.ended
         transfer = get_transfer(connection, ended.transfer_id)
@@ -212,6 +217,12 @@ def _apply_statement(site: Site, connection: sa.Connection, signed: pb.SignedSta
     if isinstance(body, pb.WitnessedHead):
         keep_peer_head(site, connection, verified)
         return
+    if isinstance(body, pb.WithdrawalReceipt):
+        take_receipt(site, connection, verified)
+        return
+    if isinstance(body, pb.SiteLeaving):
+        peer_stands(connection, verified.site, body.action, body.reason, verified.by_whom)
+        return
     if not isinstance(body, pb.Approval | pb.Ending | pb.Receipt):
         raise MalformedError(f"a statement of type '{statement.type}' is not sent to a site")
     transfer = get_transfer(connection, body.transfer_id)
@@ -245,6 +256,8 @@ def _apply_statement(site: Site, connection: sa.Connection, signed: pb.SignedSta
                 f"not its {verified.signer.kind}"
             )
         _end(connection, transfer, event, body.reason, actor, who)
+        if body.HasField("report") and transfer.role == "donor":
+            keep_purge_report(site, connection, transfer, body.report)
     else:
         _require_role(transfer, "donor", "a receipt")
         require_authority(verified, transfer.request)

@@ -165,27 +165,6 @@ def note_inbox_read(site: Site) -> None:
         store.set_fact(connection, "inbox_read_at_ms", str(store.now_ms()))
 
 
-def refuse_withdrawn(connection: sa.Connection, transfer: Transfer) -> None:
-    """Refuse to take in a transfer that a notice named while it was on its way.
-
-    Raises
-    ------
-    LifecycleError
-        If so: the coordinator ends it.
-    """
-    named = connection.execute(
-        sa.select(store.withdrawals.c.notice_id).where(
-            (store.withdrawals.c.role == "recipient")
-            & (store.withdrawals.c.transfer_id == transfer.id)
-        )
-    ).first()
-    if named is not None:
-        raise LifecycleError(
-            f"rows of transfer {transfer.short_id} were withdrawn while it was on its way; "
-            "it waits for the coordinator to end it"
-        )
-
-
 def purge_transfer(site: Site, transfer: Transfer, steward: Steward, reason: str) -> pb.PurgeReport:
     """Delete all rows of a received transfer, by this site's own steward.
 

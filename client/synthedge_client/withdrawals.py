@@ -11,7 +11,7 @@ Rules
 
 import json
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -156,19 +156,14 @@ def withdraw_lost_consents(site: Site) -> Withdrawal:
         done = Withdrawal()
         for transfer in _donated(connection):
             purpose = transfer.request.purpose
-            consents = consenting(table, purpose)
-            consenting_tags = {tag for tag, yes in zip(tags, consents, strict=True) if yes}
-            lost = (set(tags) - consenting_tags) | withdrawn_tags(connection, purpose)
+            marked = zip(tags, table.consents.to(purpose), strict=True)
+            lost = (set(tags) - {tag for tag, consents in marked if consents}) | withdrawn_tags(
+                connection, purpose
+            )
             done += _withdraw_from(
                 site, connection, transfer, lost, "a consent no longer holds", "agent"
             )
         return done
-
-
-def consenting(table: SiteTable, purpose: str) -> Iterable[bool]:
-    """Mark the rows of a table whose patient consents to a purpose."""
-    marks: list[bool] = table.has_consent.tolist()
-    return marks
 
 
 def correct_patient(site: Site, patient: str, *, who: str = "data manager") -> Withdrawal:
@@ -313,6 +308,22 @@ def take_receipt(
         notice_id=receipt.notice_id.hex(),
         transfer_id=receipt.transfer_id.hex(),
         **report,
+    )
+
+
+def keep_purge_report(
+    site: Site, connection: sa.Connection, transfer: Transfer, note: pb.SealedNote
+) -> None:
+    """Write down what a recipient says it purged of its own will, or because its retention is over.
+
+    Raises
+    ------
+    TransferAuthenticationError, MalformedError
+        If the report does not open or decode.
+    """
+    report = open_report(site, connection, transfer, note, kind="ending", subject=transfer.id)
+    store.record(
+        connection, "purge reported", transfer.peer, transfer_id=transfer.id.hex(), **report
     )
 
 

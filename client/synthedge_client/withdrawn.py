@@ -5,6 +5,9 @@ from collections.abc import Iterable
 import sqlalchemy as sa
 
 from synthedge_client import store
+from synthedge_client.transfers import Transfer
+from synthedge_protocols.errors import LifecycleError
+from synthedge_protocols.purposes import overlaps
 
 EVERY_PURPOSE = ""
 
@@ -17,8 +20,6 @@ def withdrawn_tags(connection: sa.Connection, purpose: str) -> set[bytes]:
     purpose : str
         A DUO code: of the request whose rows are looked at.
     """
-    from synthedge_protocols.purposes import overlaps
-
     rows = connection.execute(sa.select(store.withdrawn_patients)).all()
     return {
         row.patient_tag
@@ -50,4 +51,25 @@ def withdraw_tokens(connection: sa.Connection, tokens: Iterable[bytes], notice_i
         connection.execute(
             store.withdrawn_tokens.insert(),
             [{"token": token, "notice_id": notice_id} for token in new],
+        )
+
+
+def refuse_withdrawn(connection: sa.Connection, transfer: Transfer) -> None:
+    """Refuse to take in a transfer that a notice named while it was on its way.
+
+    Raises
+    ------
+    LifecycleError
+        If so: the coordinator ends it.
+    """
+    named = connection.execute(
+        sa.select(store.withdrawals.c.notice_id).where(
+            (store.withdrawals.c.role == "recipient")
+            & (store.withdrawals.c.transfer_id == transfer.id)
+        )
+    ).first()
+    if named is not None:
+        raise LifecycleError(
+            f"rows of transfer {transfer.short_id} were withdrawn while it was on its way; "
+            "it waits for the coordinator to end it"
         )
