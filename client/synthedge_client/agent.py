@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import sqlalchemy as sa
 from google.protobuf.message import DecodeError
 
-from synthedge_client import inbound, store
+from synthedge_client import inbound, ledger_check, store
 from synthedge_client.connection import Connection
 from synthedge_client.delivery import fetch
 from synthedge_client.donating import lapse
@@ -91,6 +91,7 @@ class Agent:
         self._site = site
         self._connection = connection
         self._attempts = Attempts()
+        self._has_compared = False
         self._duties = Duties()
 
     def receive(self) -> None:
@@ -139,6 +140,9 @@ class Agent:
         self._site = self._site.refreshed()
         withdrawn = self._duties.first(self._site)
         handled = self._handle_inbox()
+        if not self._has_compared or ledger_check.has_waiting_report(self._site):
+            ledger_check.compare(self._site, self._connection)
+            self._has_compared = True
         sent = send_waiting(self._site, self._connection)
         moved = self._move_transfers()
         owed = self._duties.then(self._site)

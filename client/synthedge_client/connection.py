@@ -217,6 +217,14 @@ class Connection:
                 wire.LogHeadRequest(old_size=old_size, size=size), timeout=LIMITS.call_timeout_s
             )
 
+    def releases(self, dictionary_digest: bytes) -> wire.Releases:
+        """The gap reports the coordinator has received from this site under a dictionary."""
+        with _as_protocol_errors(self._address):
+            return self._stub.GetReleases(
+                wire.ReleasesRequest(dictionary_digest=dictionary_digest),
+                timeout=LIMITS.call_timeout_s,
+            )
+
     def release_key(self, request: pb.SignedStatement) -> pb.SignedStatement:
         """Ask for the sealed key with a signed ReleaseRequest: the last check that nothing was revoked."""
         statement = pb.Statement.FromString(request.statement)

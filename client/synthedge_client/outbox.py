@@ -6,6 +6,7 @@ Rules
 * A statement the coordinator refuses for good is kept with the reason, and its transfer goes where this site alone
   can take it: a refused request is cancelled, a refused approval or shipment goes back to the steward, rows whose
   receipt is refused are deleted. No transfer waits for ever for an answer that cannot come.
+* A gap report waits while the release ledger is frozen (see `ledger_check`).
 * A coordinator that is not there, too slow, broken, or does not accept this site has refused nothing.
 """
 
@@ -17,6 +18,7 @@ from synthedge_client import rotation, store
 from synthedge_client.connection import Connection
 from synthedge_client.donating import withdraw_approval
 from synthedge_client.received import delete_samples
+from synthedge_client.releases import is_frozen
 from synthedge_client.site import Site
 from synthedge_client.transfers import get_transfer, move, request_id
 from synthedge_protocols.errors import (
@@ -53,6 +55,8 @@ def send_waiting(site: Site, connection: Connection) -> bool:
             .where(store.outbox.c.sent_at_ms.is_(None) & store.outbox.c.refusal.is_(None))
             .order_by(store.outbox.c.id)
         ).all()
+        if is_frozen(transaction):
+            waiting = [row for row in waiting if row.kind != "gap-report"]
     for row in waiting:
         signed = pb.SignedStatement.FromString(row.statement)
         refusal = _submit(connection, signed)

@@ -14,6 +14,7 @@ from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import store
 from synthedge_server.ledger import Transaction
+from synthedge_server.releases import check_budget
 from synthedge_server.report_checks import check_report
 
 Statistics = dict[str, GridStatistics]
@@ -49,6 +50,8 @@ class Registry:
             See `report_checks.check_report`.
         ReplayError
             If the release already has a report with other content.
+        PolicyError
+            Also if the site's releases would exceed the budget of the dictionary.
         """
         report = verified.payload
         check_report(report, self.dictionary, self.grids)
@@ -66,21 +69,25 @@ class Registry:
                     f"release {report.release_id.hex()[:8]} of site '{verified.site}' has a report "
                     "with other content already; a new report needs a new release"
                 )
-            return
+        else:
+            policy = self.dictionary.policy
+            check_budget(connection, verified.site, self.digest, policy, report)
+            connection.execute(
+                insert(table).values(
+                    site=verified.site,
+                    dictionary_digest=self.digest,
+                    release_id=report.release_id,
+                    payload=verified.payload_bytes,
+                    epsilon=report.epsilon,
+                    received_at_ms=transaction.now_ms,
+                    is_current=True,
+                )
+            )
+        # An earlier release that was signed anew is the current one again: the data are as they were.
         connection.execute(
             update(table)
             .where(table.c.site == verified.site, table.c.dictionary_digest == self.digest)
-            .values(is_current=False)
-        )
-        connection.execute(
-            insert(table).values(
-                site=verified.site,
-                dictionary_digest=self.digest,
-                release_id=report.release_id,
-                payload=verified.payload_bytes,
-                received_at_ms=transaction.now_ms,
-                is_current=True,
-            )
+            .values(is_current=table.c.release_id == report.release_id)
         )
         self._tell_everybody(transaction)
 

@@ -29,6 +29,7 @@ from synthedge_server.ledger import Ledger
 from synthedge_server.log import log
 from synthedge_server.log_heads import LogHeads
 from synthedge_server.relay import spool_key
+from synthedge_server.releases import received_releases
 from synthedge_server.renewal import Renewal
 from synthedge_server.rotation import directory_entries
 from synthedge_server.transfer_records import transfer_of, upload_of, waiting_for
@@ -139,6 +140,14 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
         if version is None:
             raise MalformedError(f"there is no dictionary {request.digest.hex()[:12]}")
         return version.document()
+
+    async def GetReleases(
+        self, request: wire.ReleasesRequest, context: Context
+    ) -> wire.Releases:
+        """List the gap reports received from the calling site, and from no other."""
+        site = self._callers.site_of(context)
+        with self._ledger.engine.connect() as connection:
+            return received_releases(connection, site, request.dictionary_digest)
 
     async def GetUpload(self, request: wire.UploadQuery, context: Context) -> wire.UploadProgress:
         """Say how much of a shipment is durably stored: where an upload goes on."""
