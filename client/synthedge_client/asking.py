@@ -1,32 +1,31 @@
 """The recipient's steward asks for samples: a signed request, queued for the coordinator and the donor."""
 
-import re
 import secrets
 
 from synthedge_client import outbound
+from synthedge_client.deciding import Decider
 from synthedge_client.dictionaries import require_accepted
-from synthedge_client.keystore import Steward
 from synthedge_client.site import Site
 from synthedge_client.site_table import load_site_table
 from synthedge_client.transfers import insert_request
 from synthedge_core.errors import RefusedError, UsageError
 from synthedge_core.grids import NamedGrid
 from synthedge_protocols.keys import key_id
+from synthedge_protocols.purposes import is_duo_code
 from synthedge_protocols.v1 import statements_pb2 as pb
 
-# Data Use Ontology terms, https://github.com/EBISPOT/DUO
-_PURPOSE = re.compile(r"DUO:[0-9]{7}")
 
 
 def request(
     site: Site,
-    steward: Steward,
+    steward: Decider,
     *,
     donor: str,
     grid: NamedGrid,
     voxel: int,
     rows: int,
     purpose: str,
+    accept_if_gate_passes: bool = False,
 ) -> bytes:
     """Sign and queue a request for samples; return its transfer id.
 
@@ -38,6 +37,8 @@ def request(
         How many at most, 1 to the dictionary's ``rows_per_transfer``.
     purpose : str
         A DUO code.
+    accept_if_gate_passes : bool
+        Take the rows in as soon as the gate lets them pass, without a second look.
 
     Raises
     ------
@@ -54,7 +55,7 @@ def request(
         raise UsageError(
             f"{rows} rows were asked for, expected 1 to {limit} (the dictionary's policy)"
         )
-    if not _PURPOSE.fullmatch(purpose):
+    if not is_duo_code(purpose):
         raise UsageError(f"purpose '{purpose}' is no DUO code; write for example DUO:0000007")
     table = load_site_table(site.settings, dictionary)
     # Features without a privacy class leave no site: asking for them would only be refused.
@@ -76,12 +77,14 @@ def request(
         retention_days=dictionary.policy.retention_days,
         hpke_key_id=site.hpke_key.key_id,
         nonce=secrets.token_bytes(32),
+        accept_if_gate_passes=accept_if_gate_passes,
     )
     with site.store.write() as connection:
         require_accepted(connection)
+        require_taking_part(connection)
         site.require_verified_peer(connection, donor)
         body.donor_key_id = key_id(site.peer_public_key(connection, donor))
         signed = steward.sign(site, body)
-        transfer_id = insert_request(connection, signed, body, role="recipient", who=steward.name)
-        outbound.enqueue(connection, "transfer-request", signed, steward.name)
+        transfer_id = insert_request(connection, signed, body, role="recipient", who=steward.label)
+        outbound.enqueue(connection, "transfer-request", signed, steward.label)
     return transfer_id

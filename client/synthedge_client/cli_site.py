@@ -14,6 +14,7 @@ from synthedge_client import (
     cli_gaps,
     cli_people,
     cli_requests,
+    cli_withdrawals,
 )
 from synthedge_client.cli_options import (
     HERE,
@@ -195,28 +196,6 @@ def run(
 
 
 @app.command()
-def received(dir: FolderOption = HERE, json: JsonOption = False) -> None:
-    """List what was received: from whom, how many rows, and what the gate said."""
-    from synthedge_client.site import open_site
-    from synthedge_client.status import describe_transfers
-
-    with open_site(dir) as site:
-        rows = [r for r in describe_transfers(site) if r["role"] == "recipient"]
-    emit(
-        rows,
-        as_json=json,
-        render=table(
-            "Received",
-            ["id", "donor", "region", "rows", "state", "gate"],
-            [
-                [r["transfer_id"][:12], r["peer"], r["region"], r["rows"], r["state"], r["reason"]]
-                for r in rows
-            ],
-        ),
-    )
-
-
-@app.command()
 def fill(
     output: Annotated[Path, typer.Option(help="Where the filled table goes (CSV).")],
     seed: Annotated[int, typer.Option(help="Makes the synthetic rows repeatable.")] = 0,
@@ -238,3 +217,6 @@ def fill(
             *result["notes"],
         ),
     )
+
+
+cli_withdrawals.mount(app, cli_consent.app)

@@ -98,6 +98,11 @@ def replace_sample(
     )
 
 
+def all_tokens(transaction: sa.Connection) -> set[bytes]:
+    """Tokens of every received row that is here."""
+    return set(transaction.execute(sa.select(store.received.c.token)).scalars())
+
+
 def tokens_of(transaction: sa.Connection, transfer: Transfer) -> list[bytes]:
     """Tokens of the rows that one transfer brought and that are still here."""
     return list(

@@ -5,7 +5,6 @@ to what the received rows bring; without received rows it adds nothing, so a sit
 synthetic row here.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from synthedge_client import store
-from synthedge_client.received import load_samples
+from synthedge_client.purging import require_current
+from synthedge_client.received import load_with_tokens
+from synthedge_client.received_files import check_output, write_table
 from synthedge_client.site import Site
 from synthedge_client.site_table import load_site_table
 from synthedge_core.dictionary import Dictionary
-from synthedge_core.errors import UsageError
 from synthedge_core.frame import Frame
 
 FloatArray = NDArray[np.float64]
@@ -47,13 +47,13 @@ def fill_site(site: Site, output: Path, seed: int) -> dict[str, Any]:
     ------
     UsageError
         If the output would replace the site's own table, or its folder is not there.
+    RefusedError
+        If a withdrawal of received rows waits, or may wait in an inbox that was not read for too long.
     """
-    if output.resolve() == site.settings.data.resolve():
-        raise UsageError(f"{output} is the site's own table; name another file with --output")
-    if not output.parent.is_dir():
-        raise UsageError(f"there is no folder {output.parent}; make it, or name another --output")
+    check_output(site, output)
+    require_current(site)
     table = load_site_table(site.settings, site.dictionary)
-    received = load_samples(site)
+    received, tokens = load_with_tokens(site)
     parts = [table.own.assign(_origin="observed", _donor="")]
     notes: list[str] = []
     n_synthetic = 0
@@ -80,11 +80,7 @@ def fill_site(site: Site, output: Path, seed: int) -> dict[str, Any]:
         )
     # As objects: else an own column of whole numbers would be written as fractions beside missing cells.
     filled = pd.concat([part.astype(object) for part in parts], ignore_index=True)
-    staged = output.with_name(f".{output.name}.new")
-    # Patients' rows, other hospitals' among them: for the owner's eyes until the owner decides otherwise.
-    with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        filled.to_csv(file, index=False)
-    staged.replace(output)
+    write_table(site, filled, output, "fill", tokens)
     result = {
         "output": str(output),
         "observed": len(table.own),

@@ -10,6 +10,7 @@ from synthedge_client.releases import FROZEN, report_state, state_in_words
 from synthedge_client.site import Site
 from synthedge_client.site_table import load_site_table
 from synthedge_client.transfers import Transfer, find_transfer, list_transfers, region_of
+from synthedge_client.withdrawal_status import withdrawal_summary
 from synthedge_core.errors import SynthEdgeError
 from synthedge_protocols.lifecycle import State
 
@@ -59,6 +60,7 @@ def summarise(site: Site) -> dict[str, Any]:
         "waiting_for_us": sum("our steward" in _waits_for(t) for t in transfers),
         "transfers": {t.short_id: t.state.value for t in transfers},
         "problems": {t.short_id: t.problem for t in transfers if t.problem},
+        **withdrawal_summary(site),
     }
 
 
