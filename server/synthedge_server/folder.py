@@ -65,6 +65,11 @@ class CoordinatorFolder:
         return self.path / "log.passphrase"
 
     @property
+    def console_token(self) -> Path:
+        """What the operator logs in to the web console with, mode 0600."""
+        return self.path / "console.token"
+
+    @property
     def spool(self) -> Path:
         """Sealed bytes on their way."""
         return self.path / "spool"

@@ -1,0 +1,174 @@
+"""What is wrong with a coordinator, all of it at once, and what to do next."""
+
+import shutil
+import stat
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Connection, select
+
+from synthedge_protocols.certificates import load_certificate
+from synthedge_protocols.errors import VerificationError
+from synthedge_server import store
+from synthedge_server.folder import CoordinatorFolder
+from synthedge_server.ledger import system_clock
+from synthedge_server.operations import reading
+from synthedge_server.overview import list_sites, list_transfers, list_withdrawals
+
+_LOW_DISK_BYTES: Final = 1_000_000_000
+_EXPIRES_SOON: Final = timedelta(days=7)
+_CA_EXPIRES_SOON: Final = timedelta(days=180)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes
+    ----------
+    subject : str
+        A file, a site or a transfer.
+    what : str
+        What was found.
+    next_step : str
+    """
+
+    subject: str
+    what: str
+    next_step: str
+
+
+def examine(folder: CoordinatorFolder) -> list[Problem]:
+    """Look at everything that can be looked at beside a running `serve` or without one.
+
+    Raises
+    ------
+    UsageError
+        If the folder is not a coordinator's.
+    UnavailableError
+        If the database cannot be opened.
+    """
+    with reading(folder) as engine, engine.connect() as connection:
+        return [
+            *_certificates(folder),
+            *_secrets(folder),
+            *_disk(folder),
+            *_database(connection),
+            *_people(connection),
+        ]
+
+
+def _certificates(folder: CoordinatorFolder) -> list[Problem]:
+    found = []
+    for path, soon, step in (
+        (
+            folder.ca_certificate,
+            _CA_EXPIRES_SOON,
+            "plan a new consortium authority: every site must enrol anew",
+        ),
+        (folder.tls_certificate, _EXPIRES_SOON, "run 'serve': it renews at half of its life"),
+    ):
+        if not path.exists():
+            if path == folder.ca_certificate:
+                found.append(Problem(path.name, "is missing", "restore it from backup"))
+            continue
+        left = load_certificate(path.read_bytes()).not_valid_after_utc - datetime.now(UTC)
+        if left < soon:
+            ago = left < timedelta(0)
+            text = "expired" if ago else f"runs out in {left.days} days"
+            found.append(Problem(path.name, text, step))
+    if not folder.ca_key.exists():
+        found.append(
+            Problem(
+                "ca/ca.key",
+                "is not on this machine: nobody can enrol or renew",
+                "put the folder ca/ back before certificates reach half of their 30 days",
+            )
+        )
+    return found
+
+
+def _secrets(folder: CoordinatorFolder) -> list[Problem]:
+    def is_open(path: Path) -> bool:
+        return path.exists() and bool(path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
+
+    secret = (
+        folder.ca_key,
+        folder.ca_passphrase,
+        folder.tls_key,
+        folder.tls_passphrase,
+        folder.log_key,
+        folder.log_passphrase,
+        folder.database,
+    )
+    return [
+        Problem(str(path.relative_to(folder.path)), "may be read by others", f"chmod 600 {path}")
+        for path in secret
+        if is_open(path)
+    ]
+
+
+def _disk(folder: CoordinatorFolder) -> list[Problem]:
+    free = shutil.disk_usage(folder.path).free
+    if free >= _LOW_DISK_BYTES:
+        return []
+    text = f"{free // 1_000_000} MB are free on its disk"
+    return [Problem(str(folder.path), text, "make room: uploads and every change need it")]
+
+
+def _database(connection: Connection) -> list[Problem]:
+    found = []
+    if connection.dialect.name == "sqlite":
+        answer = connection.exec_driver_sql("PRAGMA integrity_check").scalar_one()
+        if answer != "ok":
+            found.append(Problem("coordinator.db", "is damaged", "stop 'serve', restore a backup"))
+    try:
+        store.event_log.verify(connection)
+    except VerificationError as error:
+        found.append(
+            Problem("audit log", str(error), "keep the folder as it is; compare with a backup")
+        )
+    # A site holds a head this log does not have: recorded when the site handed it in.
+    table = store.events
+    refused = connection.execute(
+        select(table.c.actor, table.c.detail)
+        .where(table.c.action == "statement-refused", table.c.detail.like("%log never had%"))
+        .order_by(table.c.id.desc())
+        .limit(1)
+    ).one_or_none()
+    if refused is not None:
+        found.append(
+            Problem(
+                f"site {refused.actor}",
+                refused.detail,
+                "find out which backup was restored; the sites hold the newer heads",
+            )
+        )
+    return found
+
+
+def _people(connection: Connection) -> list[Problem]:
+    now_ms = system_clock()
+    return [
+        *(
+            Problem(f"site {row.site}", row.problem, "telephone its data manager")
+            for row in list_sites(connection, now_ms)
+            if row.problem
+        ),
+        *(
+            Problem(f"transfer {row.transfer_id[:12]}", row.problem, f"remind {row.waits_for}")
+            for row in list_transfers(connection, now_ms)
+            if row.problem
+        ),
+        *(
+            Problem(
+                f"withdrawal {row.notice_id[:12]}",
+                f"overdue since {row.due}",
+                f"telephone '{row.recipient}': withdrawn rows are still there",
+            )
+            for row in list_withdrawals(connection, now_ms)
+            if row.is_overdue
+        ),
+    ]
