@@ -56,7 +56,7 @@ def change_standing(site: Site, action: str, steward: Steward, reason: str) -> d
         signed = steward.sign(site, pb.SiteLeaving(action=action, reason=reason))
         outbound.enqueue(connection, "site-leaving", signed, steward.name)
         store.set_fact(connection, _STANDING, standing.value)
-        store.record(connection, f"site {standing}", steward.name, reason=reason)
+        store.record(connection, f"site {standing}", steward.label, reason=reason)
         return {"standing": standing.value} | obligations(connection)
 
 

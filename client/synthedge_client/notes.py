@@ -5,7 +5,9 @@ import sqlalchemy as sa
 from synthedge_client import store
 from synthedge_client.site import Site
 from synthedge_client.transfers import Transfer
-from synthedge_protocols.keys import HpkePublicKey, key_id
+from synthedge_protocols.errors import IdentityError, TransferAuthenticationError
+from synthedge_protocols.keys import HpkePublicKey
+from synthedge_protocols.rotation import site_key_id
 from synthedge_protocols.sealed_notes import NoteContext, open_note, seal_note
 from synthedge_protocols.v1 import statements_pb2 as pb
 
@@ -55,20 +57,12 @@ def seal_to_peer(
         If it does not fit.
     """
     recipient = peer_hpke(site, connection, transfer.peer)
-    theirs = key_id(site.peer_public_key(connection, transfer.peer))
-    context = NoteContext(
-        kind=kind,
-        subject=subject,
-        transfer_id=transfer.id,
-        sender_key_id=site.keys.statement.key_id,
-        receiver_key_id=theirs,
-    )
+    context = _context(transfer, kind, subject, transfer.role)
     return seal_note(content, recipient, context, padded_bytes=padded_bytes)
 
 
 def open_from_peer(
     site: Site,
-    connection: sa.Connection,
     transfer: Transfer,
     note: pb.SealedNote,
     *,
@@ -82,11 +76,22 @@ def open_from_peer(
     TransferAuthenticationError
         If it does not open.
     """
-    context = NoteContext(
+    sender = "recipient" if transfer.role == "donor" else "donor"
+    try:
+        key_pair = site.keys.hpke_key(note.hpke_key_id)
+    except IdentityError:
+        raise TransferAuthenticationError("the sealed note could not be authenticated") from None
+    return open_note(note, key_pair, _context(transfer, kind, subject, sender))
+
+
+def _context(transfer: Transfer, kind: str, subject: bytes, sender: str) -> NoteContext:
+    """A transfer finishes under the keys it was requested with, and so do the notes about it."""
+    donor, recipient = transfer.request.donor_key_id, site_key_id(transfer.signed_request)
+    from_donor = sender == "donor"
+    return NoteContext(
         kind=kind,
         subject=subject,
         transfer_id=transfer.id,
-        sender_key_id=key_id(site.peer_public_key(connection, transfer.peer)),
-        receiver_key_id=site.keys.statement.key_id,
+        sender_key_id=donor if from_donor else recipient,
+        receiver_key_id=recipient if from_donor else donor,
     )
-    return open_note(note, site.keys.hpke, context)

@@ -182,7 +182,7 @@ def purge_transfer(site: Site, transfer: Transfer, steward: Steward, reason: str
                 f"transfer {transfer.short_id} is {transfer.state} and this site its {transfer.role}; "
                 "only received rows that are active can be purged"
             )
-        return _purge_all(site, connection, transfer, steward.name, reason)
+        return _purge_all(site, connection, transfer, steward.label, reason)
 
 
 def purge_expired(site: Site) -> bool:
@@ -222,7 +222,7 @@ def _carry_out(site: Site, connection: sa.Connection, notice_id: bytes) -> None:
             f"site '{row.peer}' withdraws rows of a transfer that it is not the donor of"
         )
     notice = verified.payload
-    body = _open(site, connection, transfer, notice)
+    body = _open(site, transfer, notice)
     report = _apply(site, connection, transfer, body, notice_id)
     if not is_final(transfer.state) and transfer.state is not State.ACTIVE:
         # Sealed bytes that wait here to be opened; the coordinator ends the transfer.
@@ -268,12 +268,9 @@ def _carry_out(site: Site, connection: sa.Connection, notice_id: bytes) -> None:
         _end_as_purged(site, connection, transfer, pb.PurgeReport(), "agent", reason)
 
 
-def _open(
-    site: Site, connection: sa.Connection, transfer: Transfer, notice: pb.WithdrawalNotice
-) -> pb.WithdrawalBody:
+def _open(site: Site, transfer: Transfer, notice: pb.WithdrawalNotice) -> pb.WithdrawalBody:
     content = open_from_peer(
         site,
-        connection,
         transfer,
         notice.note,
         kind="withdrawal-notice",

@@ -33,7 +33,11 @@ from synthedge_client.withdrawn import (
     withdrawn_tokens,
 )
 from synthedge_core.errors import RefusedError, UsageError
-from synthedge_protocols.errors import MalformedError, VerificationError
+from synthedge_protocols.errors import (
+    MalformedError,
+    TransferAuthenticationError,
+    VerificationError,
+)
 from synthedge_protocols.lifecycle import Party, State
 from synthedge_protocols.purposes import is_duo_code
 from synthedge_protocols.sealed_notes import note_bytes, rows_of_note
@@ -221,7 +225,7 @@ def withdraw_transfer(site: Site, transfer: Transfer, steward: Steward, reason: 
             [pb.WithdrawnRow(action="purge")],
             reason,
             lambda s, payload: steward.sign(s, payload),
-            steward.name,
+            steward.label,
         )
         withdraw_tokens(connection, tokens, bytes.fromhex(done.notices[0]))
         return replace(done, rows=len(tokens))
@@ -272,8 +276,6 @@ def take_receipt(
         If another site signed it than the notice went to, or it names another transfer.
     LifecycleError
         If no such notice is open.
-    TransferAuthenticationError
-        If the report in it does not open.
     """
     receipt = verified.payload
     row = connection.execute(
@@ -286,14 +288,14 @@ def take_receipt(
     after = advance_notice(state, NoticeEvent.PURGE, Party.RECIPIENT)
     if row is None or row.peer != verified.site or row.transfer_id != receipt.transfer_id:
         raise VerificationError("a receipt names another withdrawal than its signer was sent")
-    report = open_report(
-        site,
-        connection,
-        get_transfer(connection, receipt.transfer_id),
-        receipt.note,
-        kind="withdrawal-receipt",
-        subject=receipt.notice_id,
-    )
+    transfer = get_transfer(connection, receipt.transfer_id)
+    try:
+        report = open_report(
+            site, transfer, receipt.note, kind="withdrawal-receipt", subject=receipt.notice_id
+        )
+    except TransferAuthenticationError:
+        # The signature held: the rows are purged. What was said beside that was sealed to a key that is gone.
+        report = report_fields(pb.PurgeReport()) | {"unreadable": True}
     connection.execute(
         store.withdrawals.update()
         .where(store.withdrawals.c.notice_id == receipt.notice_id)
@@ -321,7 +323,7 @@ def keep_purge_report(
     TransferAuthenticationError, MalformedError
         If the report does not open or decode.
     """
-    report = open_report(site, connection, transfer, note, kind="ending", subject=transfer.id)
+    report = open_report(site, transfer, note, kind="ending", subject=transfer.id)
     store.record(
         connection, "purge reported", transfer.peer, transfer_id=transfer.id.hex(), **report
     )
@@ -329,7 +331,6 @@ def keep_purge_report(
 
 def open_report(
     site: Site,
-    connection: sa.Connection,
     transfer: Transfer,
     note: pb.SealedNote,
     *,
@@ -343,7 +344,7 @@ def open_report(
     TransferAuthenticationError, MalformedError
         If it does not open or decode.
     """
-    content = open_from_peer(site, connection, transfer, note, kind=kind, subject=subject)
+    content = open_from_peer(site, transfer, note, kind=kind, subject=subject)
     try:
         report = pb.PurgeReport.FromString(content)
     except DecodeError:
