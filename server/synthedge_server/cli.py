@@ -3,13 +3,12 @@
 Heavy imports happen inside the commands, so that `--help` answers at once.
 """
 
-import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from synthedge_server import cli_dictionary, cli_watch
 from synthedge_server.console import EXIT_CODES, emit, run, table
 from synthedge_server.folder import CoordinatorFolder
 
@@ -21,9 +20,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 sites_app = typer.Typer(help="List the enrolled sites; suspend, resume or revoke one.")
-dictionary_app = typer.Typer(help="Show the consortium's data dictionary.", no_args_is_help=True)
 app.add_typer(sites_app, name="sites", invoke_without_command=True)
-app.add_typer(dictionary_app, name="dictionary")
+app.add_typer(cli_dictionary.app, name="dictionary")
+app.add_typer(cli_watch.audit_app, name="audit")
+app.command()(cli_watch.transfers)
+app.command()(cli_watch.doctor)
+app.command()(cli_watch.console)
 
 Dir = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
@@ -104,23 +106,11 @@ def sites(context: typer.Context, folder: Dir = HERE, as_json: Json = False) -> 
     """List the enrolled sites; suspend, resume or revoke one."""
     if context.invoked_subcommand is not None:
         return
-    from sqlalchemy import select
+    from synthedge_server.overview import list_sites
 
-    from synthedge_protocols.keys import fingerprint
-    from synthedge_server import store
-    from synthedge_server.operations import rows
-
-    found = rows(CoordinatorFolder(folder), select(store.sites).order_by(store.sites.c.site))
-    data = [
-        {
-            "site": row["site"],
-            "state": row["state"],
-            "fingerprint": fingerprint(row["statement_public_key"]),
-            "enrolled_at": _time(row["enrolled_at_ms"]),
-        }
-        for row in found
-    ]
-    emit(data, _table(data), as_json=as_json)
+    data = cli_watch.listed(folder, list_sites)
+    shown = ("site", "state", "problem", "open_transfers", "last_seen", "certificate_expires")
+    emit(data, cli_watch.columns(data, shown), as_json=as_json)
 
 
 @sites_app.command()
@@ -142,58 +132,30 @@ def revoke(site: str, folder: Dir = HERE, as_json: Json = False) -> None:
 
 
 @app.command()
-def matches(folder: Dir = HERE, as_json: Json = False) -> None:
+def matches(
+    folder: Dir = HERE,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="Match the current reports by 'share' (ours) or 'seed' (the published rule), to compare; "
+            "without it, show what was proposed."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Show the newest proposals: which site could help which, and why."""
-    from sqlalchemy import select
+    from synthedge_core.errors import UsageError
+    from synthedge_core.matching import STRATEGIES
+    from synthedge_server.match_list import matches_by, proposed_matches
 
-    from synthedge_protocols.v1 import coordinator_pb2 as wire
-    from synthedge_server import store
-    from synthedge_server.operations import rows
-
-    found = rows(CoordinatorFolder(folder), select(store.proposals).order_by("site"))
-    data = [
-        {
-            "recipient": row["site"],
-            "grid": proposal.grid,
-            "voxel": list(proposal.voxel),
-            "rank": proposal.rank,
-            "donor": proposal.donor,
-            "donor_voxel": list(proposal.donor_voxel),
-            "similarity": round(proposal.similarity, 3),
-            "reason": proposal.reason,
-        }
-        for row in found
-        for proposal in wire.Proposals.FromString(row["message"]).proposals
-    ]
+    if strategy is None:
+        data = proposed_matches(CoordinatorFolder(folder))
+    else:
+        name = next((known for known in STRATEGIES if known == strategy), None)
+        if name is None:
+            raise UsageError(f"there is no strategy '{strategy}'; take {' or '.join(STRATEGIES)}")
+        data = matches_by(CoordinatorFolder(folder), name)
     emit(data, _table(data), as_json=as_json)
-
-
-@app.command()
-def transfers(folder: Dir = HERE, as_json: Json = False) -> None:
-    """List the transfers and where they stand."""
-    from sqlalchemy import select
-
-    from synthedge_server import store
-    from synthedge_server.operations import rows
-
-    query = select(store.transfers).order_by(store.transfers.c.requested_at_ms)
-    data = [
-        {
-            "transfer_id": row["transfer_id"].hex(),
-            "recipient": row["recipient"],
-            "donor": row["donor"],
-            "grid": row["grid"],
-            "voxel": json.loads(row["voxel"]),
-            "rows_requested": row["rows"],
-            "state": row["state"],
-            "since": _time(row["since_ms"]),
-            "expires": None if row["expires_at_ms"] is None else _time(row["expires_at_ms"]),
-            "reason": row["reason"],
-        }
-        for row in rows(CoordinatorFolder(folder), query)
-    ]
-    short = [{**row, "transfer_id": row["transfer_id"][:8]} for row in data]
-    emit(data, _table(short), as_json=as_json)
 
 
 @app.command()
@@ -203,16 +165,6 @@ def status(folder: Dir = HERE, as_json: Json = False) -> None:
 
     data = read_status(CoordinatorFolder(folder))
     emit(data, "\n".join(f"{key}: {value}" for key, value in data.items()), as_json=as_json)
-
-
-@dictionary_app.command()
-def show(folder: Dir = HERE, as_json: Json = False) -> None:
-    """Print the current dictionary's text; with --json its digest too."""
-    from synthedge_core.dictionary import parse_dictionary
-    from synthedge_server.operations import current_dictionary
-
-    text = current_dictionary(CoordinatorFolder(folder))
-    emit({"digest": parse_dictionary(text).digest, "toml": text}, text.rstrip(), as_json=as_json)
 
 
 def _set_state(folder: Path, site: str, state: str, as_json: bool) -> None:
@@ -231,10 +183,6 @@ def _table(data: list[dict[str, Any]]) -> str:
         return "none"
     headers = list(data[0])
     return table(headers, [[str(row[key]) for key in headers] for row in data])
-
-
-def _time(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds")
 
 
 def main() -> None:
