@@ -35,6 +35,7 @@ from synthedge_server.intake import Intake
 from synthedge_server.ledger import Ledger, system_clock
 from synthedge_server.log import log
 from synthedge_server.log_heads import LogHeads, load_log_key
+from synthedge_server.memory import hold_memory_small
 from synthedge_server.registries import Registries
 from synthedge_server.relay import Spool, spool_key
 from synthedge_server.renewal import Renewal, ServerCertificate
@@ -44,6 +45,7 @@ from synthedge_server.standing import Watch
 from synthedge_server.withdrawals import note_overdue, open_withdrawals
 
 _GRACE_S: Final = 3.0
+_WINDOW_BYTES: Final = 1024 * 1024
 # A revoked site's streams end within a second of the operator's command.
 _TICK_S: Final = 0.5
 
@@ -223,6 +225,7 @@ async def serve(folder: CoordinatorFolder, announce: Callable[[Address, Address]
     SynthEdgeError, ProtocolError
         As `running`.
     """
+    hold_memory_small()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -288,6 +291,10 @@ def _server(boundary: Boundary, limits: Limits) -> grpc.aio.Server:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 10_000),
+        # What one stream may have under way: gRPC's own estimate grows to 16 MiB, which an interrupted upload sends
+        # twice and a slow disk keeps in memory.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
     ]
     return grpc.aio.server(interceptors=[boundary], options=options)
 

@@ -1,15 +1,8 @@
 """The coordinator's RPCs: thin shells around intake, broker, inbox and spool."""
 
-import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
-
-from sqlalchemy import Row
 
 from synthedge_protocols.errors import (
-    DeadlineError,
-    LifecycleError,
-    LimitExceededError,
     MalformedError,
     ProtocolError,
     UnavailableError,
@@ -26,13 +19,12 @@ from synthedge_server.callers import Callers, Context
 from synthedge_server.inbox import messages_after
 from synthedge_server.intake import Intake
 from synthedge_server.ledger import Ledger
-from synthedge_server.log import log
 from synthedge_server.log_heads import LogHeads
-from synthedge_server.relay import spool_key
 from synthedge_server.releases import received_releases
 from synthedge_server.renewal import Renewal
 from synthedge_server.rotation import directory_entries
-from synthedge_server.transfer_records import transfer_of, upload_of, waiting_for
+from synthedge_server.streams import Streams
+from synthedge_server.transfer_records import transfer_of
 from synthedge_server.withdrawals import open_notices
 
 _UPLOADED = (State.RELAYED, State.DELIVERED, State.ACTIVE, State.REFUSED, State.PURGED)
@@ -70,6 +62,7 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
         self._heads = heads
         self._ledger = ledger
         self._limits = limits
+        self._streams = Streams(callers, broker, ledger, limits)
         self._is_stopping = False
 
     def stop(self) -> None:
@@ -141,9 +134,7 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
             raise MalformedError(f"there is no dictionary {request.digest.hex()[:12]}")
         return version.document()
 
-    async def GetReleases(
-        self, request: wire.ReleasesRequest, context: Context
-    ) -> wire.Releases:
+    async def GetReleases(self, request: wire.ReleasesRequest, context: Context) -> wire.Releases:
         """List the gap reports received from the calling site, and from no other."""
         site = self._callers.site_of(context)
         with self._ledger.engine.connect() as connection:
@@ -156,56 +147,21 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
             transfer = transfer_of(connection, request.transfer_id, site, Party.DONOR)
         if State(transfer.state) in _UPLOADED:
             return wire.UploadProgress(complete=True)
-        upload = self._announced(request.transfer_id, site)
-        return await self._progress(request.transfer_id, upload)
+        upload = self._streams.announced(request.transfer_id, site)
+        return await self._streams.progress(request.transfer_id, upload)
 
     async def Upload(
         self, request_iterator: AsyncIterator[wire.UploadChunk], context: Context
     ) -> wire.UploadProgress:
-        """Append chunks of one shipment; each is on disk before the next is read."""
-        progress: wire.UploadProgress | None = None
-        transfer_id: bytes | None = None
-        while (chunk := await self._next_chunk(request_iterator)) is not None:
-            # Every time: a site that was revoked meanwhile stores nothing more.
-            site = self._callers.site_of(context)
-            if transfer_id not in (None, chunk.transfer_id):
-                raise MalformedError("one upload stream carries one transfer")
-            transfer_id = chunk.transfer_id
-            if not 0 < len(chunk.data) <= self._limits.chunk_bytes:
-                raise LimitExceededError(
-                    f"a chunk of {len(chunk.data)} bytes; expected 1 to {self._limits.chunk_bytes}"
-                )
-            upload = self._announced(transfer_id, site)
-            await asyncio.to_thread(
-                self._ledger.spool.append,
-                spool_key(transfer_id, upload.ciphertext_digest),
-                chunk.offset,
-                chunk.data,
-                upload.ciphertext_bytes,
-            )
-            progress = await self._progress(transfer_id, upload)
-        if progress is None:
-            raise MalformedError("the upload stream carried no chunk")
-        return progress
+        """Append chunks of one shipment; the answer counts what is on disk."""
+        return await self._streams.upload(request_iterator, context)
 
     async def Download(
         self, request: wire.DownloadRequest, context: Context
     ) -> AsyncIterator[wire.DownloadChunk]:
         """Send the sealed bytes from an offset on, to their recipient only."""
-        offset = request.offset
-        while True:
-            site = self._callers.site_of(context)
-            with self._ledger.engine.connect() as connection:
-                waiting_for(connection, request.transfer_id, site)
-                upload = upload_of(connection, request.transfer_id)
-            if upload is None or offset > upload.ciphertext_bytes:
-                raise LifecycleError(f"nothing of this transfer lies at byte {offset}")
-            key = spool_key(request.transfer_id, upload.ciphertext_digest)
-            data = await asyncio.to_thread(self._ledger.spool.read, key, offset)
-            if not data:
-                return
-            yield wire.DownloadChunk(offset=offset, data=data)
-            offset += len(data)
+        async for chunk in self._streams.download(request, context):
+            yield chunk
 
     async def ReleaseKey(self, request: wire.KeyRequest, context: Context) -> pb.SignedStatement:
         """Hand out the sealed key after a last look at who was suspended."""
@@ -228,43 +184,3 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
         """Sign the head of the audit log, or prove that one head extends another."""
         with self._ledger.engine.connect() as connection:
             return self._heads.prove(connection, request)
-
-    async def _next_chunk(self, chunks: AsyncIterator[wire.UploadChunk]) -> wire.UploadChunk | None:
-        try:
-            async with asyncio.timeout(self._limits.stream_idle_s):
-                return await anext(chunks, None)
-        except TimeoutError:
-            raise DeadlineError(
-                f"no chunk came for {self._limits.stream_idle_s:g} s; ask GetUpload and go on there"
-            ) from None
-
-    def _announced(self, transfer_id: bytes, site: str) -> Row[Any]:
-        with self._ledger.engine.connect() as connection:
-            transfer_of(connection, transfer_id, site, Party.DONOR)
-            upload = upload_of(connection, transfer_id)
-        if upload is None:
-            raise LifecycleError(
-                f"transfer {transfer_id.hex()[:8]} has no shipment yet; submit it before its bytes"
-            )
-        return upload
-
-    async def _progress(self, transfer_id: bytes, upload: Row[Any]) -> wire.UploadProgress:
-        """Say what is stored; if that is everything, check it and tell the recipient."""
-        spool = self._ledger.spool
-        key = spool_key(transfer_id, upload.ciphertext_digest)
-        stored = await asyncio.to_thread(spool.stored_bytes, key)
-        if stored < upload.ciphertext_bytes:
-            return wire.UploadProgress(stored_bytes=stored)
-        try:
-            digest = await asyncio.to_thread(spool.digest, key)
-        except MalformedError:
-            digest = b""
-        if digest != upload.ciphertext_digest:
-            await asyncio.to_thread(spool.delete, key)
-            raise VerificationError(
-                f"the bytes uploaded for transfer {transfer_id.hex()[:8]} are not those its shipment "
-                "announced and were deleted; upload again from byte 0"
-            )
-        await self._ledger.write(lambda t: self._broker.relayed(t, transfer_id, digest))
-        log("relayed", transfer=transfer_id.hex(), bytes=stored)
-        return wire.UploadProgress(stored_bytes=stored, complete=True)
