@@ -23,9 +23,6 @@ sites_app = typer.Typer(help="List the enrolled sites; suspend, resume or revoke
 app.add_typer(sites_app, name="sites", invoke_without_command=True)
 app.add_typer(cli_dictionary.app, name="dictionary")
 app.add_typer(cli_watch.audit_app, name="audit")
-app.command()(cli_watch.transfers)
-app.command()(cli_watch.doctor)
-app.command()(cli_watch.console)
 
 Dir = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
@@ -183,6 +180,11 @@ def _table(data: list[dict[str, Any]]) -> str:
         return "none"
     headers = list(data[0])
     return table(headers, [[str(row[key]) for key in headers] for row in data])
+
+
+app.command()(cli_watch.transfers)
+app.command()(cli_watch.doctor)
+app.command()(cli_watch.console)
 
 
 def main() -> None:

@@ -72,7 +72,8 @@ class TransferRow:
 
     Attributes
     ----------
-    transfer_id, recipient, donor, region, purpose, state, reason : str
+    transfer_id, recipient, donor, region, grid, purpose, state, reason : str
+    voxel : list of int
     rows : int
         At most; how many were sent is sealed.
     requested, since, expires : str
@@ -87,6 +88,8 @@ class TransferRow:
     recipient: str
     donor: str
     region: str
+    grid: str
+    voxel: list[int]
     rows: int
     purpose: str
     state: str
@@ -100,12 +103,15 @@ class TransferRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MatchRow:
-    """One proposal: a recipient's gap and a donor's voxel."""
+    """One proposal: a recipient's gap and a donor's voxel, in words and by index."""
 
     recipient: str
     region: str
+    grid: str
+    voxel: list[int]
     donor: str
     donor_region: str
+    donor_voxel: list[int]
     rank: int
     similarity: float
     reason: str
@@ -208,6 +214,8 @@ def list_transfers(connection: Connection, now_ms: int) -> list[TransferRow]:
                 recipient=row.recipient,
                 donor=row.donor,
                 region=labels.region(row.dictionary_digest, row.grid, json.loads(row.voxel)),
+                grid=row.grid,
+                voxel=json.loads(row.voxel),
                 rows=row.rows,
                 purpose=row.purpose,
                 state=state.value,
@@ -241,8 +249,11 @@ def list_matches(connection: Connection) -> list[MatchRow]:
             MatchRow(
                 recipient=row.site,
                 region=labels.region(digest, proposal.grid, list(proposal.voxel)),
+                grid=proposal.grid,
+                voxel=list(proposal.voxel),
                 donor=proposal.donor,
                 donor_region=labels.region(digest, proposal.grid, list(proposal.donor_voxel)),
+                donor_voxel=list(proposal.donor_voxel),
                 rank=proposal.rank,
                 similarity=round(proposal.similarity, 3),
                 reason=proposal.reason,

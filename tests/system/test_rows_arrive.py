@@ -70,7 +70,7 @@ def test_each_received_row_is_one_consented_positive_of_the_region_in_own_units(
         given = [[i for i, patient in enumerate(eligible) if same(row, patient)] for row in rows]
         assert [len(found) for found in given] == [1] * len(rows)
         assert len({found[0] for found in given}) == len(rows)
-        assert len(rows) == min(transfer["rows_requested"], len(eligible))
+        assert len(rows) == min(transfer["rows"], len(eligible))
 
 
 def test_received_labels_are_the_recipients_own_positive_code(
