@@ -5,6 +5,7 @@ import secrets
 from synthedge_client import outbound
 from synthedge_client.deciding import Decider
 from synthedge_client.dictionaries import require_accepted
+from synthedge_client.leaving import require_taking_part
 from synthedge_client.site import Site
 from synthedge_client.site_table import load_site_table
 from synthedge_client.transfers import insert_request
@@ -13,7 +14,6 @@ from synthedge_core.grids import NamedGrid
 from synthedge_protocols.keys import key_id
 from synthedge_protocols.purposes import is_duo_code
 from synthedge_protocols.v1 import statements_pb2 as pb
-
 
 
 def request(
