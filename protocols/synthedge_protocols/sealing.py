@@ -148,7 +148,8 @@ def seal(
     Parameters
     ----------
     plaintext, out : binary file
-        Read to its end; written from its position, not closed. Whoever uploads `out` syncs it.
+        Seekable, read from its position to its end; written from its position, not closed. Whoever
+        uploads `out` syncs it.
     recipient : HpkePublicKey
         Its id must be the context's.
     context : SealingContext
@@ -179,10 +180,13 @@ def seal(
     digest, written = hashlib.sha256(header), len(header)
     out.write(header)
     aead = AESGCM(file_key)
-    chunks = _Chunks(_Padded(plaintext, limits.padding_bytes), limits.chunk_bytes)
+    source = _Padded(plaintext, limits.padding_bytes)
+    chunks = _Chunks(source, limits.chunk_bytes, source.n_padded)
     sealed = memoryview(bytearray(limits.chunk_bytes + _TAG_BYTES))
     for i_chunk in range(_MAX_CHUNKS):
         chunk = chunks.next()
+        if not chunks.is_over and len(chunk) < limits.chunk_bytes:
+            raise MalformedError("the content became shorter while it was sealed")
         piece = sealed[: len(chunk) + _TAG_BYTES]
         written += len(piece)
         if written > limits.ciphertext_bytes:
@@ -317,7 +321,7 @@ def _open(
     digest, read, opened, begin = hashlib.sha256(header), len(header), 0, out.tell()
     tail = b""
     aead = AESGCM(file_key)
-    chunks = _Chunks(stream, chunk_bytes + _TAG_BYTES)
+    chunks = _Chunks(stream, chunk_bytes + _TAG_BYTES, sealed.ciphertext_bytes - len(header))
     plain = memoryview(bytearray(chunk_bytes))
     for i_chunk in range(_MAX_CHUNKS):
         block = chunks.next()
@@ -334,6 +338,7 @@ def _open(
         if chunks.is_over:
             break
     _require(read == sealed.ciphertext_bytes and digest.digest() == sealed.ciphertext_digest)
+    _require(not stream.read(1))
     n_bytes = int.from_bytes(tail, "big")
     _require(len(tail) == _LENGTH_BYTES and n_bytes <= opened - _LENGTH_BYTES)
     out.seek(begin + n_bytes)
@@ -342,25 +347,24 @@ def _open(
 
 
 class _Padded:
-    """Reads a source, then zeros up to a size class, then the source's length."""
+    """A source, then zeros up to a size class, then the source's length."""
 
     def __init__(self, source: BinaryIO, smallest: int) -> None:
+        begin = source.tell()
+        self._n_bytes = source.seek(0, io.SEEK_END) - begin
+        source.seek(begin)
         self._source = source
-        self._smallest = smallest
-        self._n_bytes = 0
-        self._n_zeros: int | None = None
-        self._end = b""
+        self.n_padded = size_class(self._n_bytes + _LENGTH_BYTES, smallest)
+        self._n_left = self._n_bytes
+        self._n_zeros = self.n_padded - self._n_bytes - _LENGTH_BYTES
+        self._end = self._n_bytes.to_bytes(_LENGTH_BYTES, "big")
 
     def readinto(self, view: memoryview) -> int:
-        """Fill a part of `view`; 0 at the end."""
-        if self._n_zeros is None:
-            n = _read_some(self._source, view)
-            self._n_bytes += n
-            if n:
-                return n
-            length = self._n_bytes + _LENGTH_BYTES
-            self._n_zeros = size_class(length, self._smallest) - length
-            self._end = self._n_bytes.to_bytes(_LENGTH_BYTES, "big")
+        """Fill a part of `view`; 0 at the end, or where the source turned out shorter."""
+        if self._n_left:
+            n = _read_some(self._source, view[: self._n_left])
+            self._n_left -= n
+            return n
         if self._n_zeros:
             n = min(len(view), self._n_zeros)
             view[:n] = bytes(n)
@@ -382,35 +386,32 @@ def _nonce(prefix: bytes, i_chunk: int, *, is_last: bool) -> bytes:
 
 
 class _Chunks:
-    """A source in chunks, one in memory at a time; knows of the last one that it is the last."""
+    """A source in chunks, one in memory at a time; `is_over` with the one that holds its last byte."""
 
-    def __init__(self, source: "BinaryIO | _Padded", n_bytes: int) -> None:
+    def __init__(self, source: "BinaryIO | _Padded", chunk_bytes: int, n_bytes: int) -> None:
         # One buffer for all chunks: allocating one per chunk costs most of the throughput.
-        self._view = memoryview(bytearray(n_bytes))
-        self._ahead = memoryview(bytearray(1))
-        self._n_ahead = 0
+        self._view = memoryview(bytearray(min(chunk_bytes, max(1, n_bytes))))
         self._source = source
+        self._n_left = n_bytes
         self.is_over = False
 
     def next(self) -> memoryview:
-        """Return the next chunk, shorter than the others only if it is the last."""
-        n = self._n_ahead
-        self._view[:n] = self._ahead[:n]
+        """Return the next chunk, shorter than the others only if it is the last or the source ends early."""
+        view = self._view[: self._n_left]
+        n = 0
         # Raw files and pipes return short reads.
-        while n < len(self._view):
-            n_read = self._read(self._view[n:])
+        while n < len(view):
+            part = view[n:] if n else view
+            if isinstance(self._source, _Padded):
+                n_read = self._source.readinto(part)
+            else:
+                n_read = _read_some(self._source, part)
             if not n_read:
                 break
             n += n_read
-        # One byte ahead tells whether this chunk is the last.
-        self._n_ahead = self._read(self._ahead) if n == len(self._view) else 0
-        self.is_over = not self._n_ahead
-        return self._view[:n]
-
-    def _read(self, view: memoryview) -> int:
-        if isinstance(self._source, _Padded):
-            return self._source.readinto(view)
-        return _read_some(self._source, view)
+        self._n_left -= n
+        self.is_over = not self._n_left
+        return view[:n]
 
 
 def _read_some(source: BinaryIO, view: memoryview) -> int:

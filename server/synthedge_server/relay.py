@@ -25,7 +25,6 @@ from synthedge_protocols.sealing import stream_digest
 CHUNK_BYTES: Final = 512 * 1024
 # Waiting for the disk after every chunk doubles the relay's CPU.
 _SYNC_BYTES: Final = 4 * 1024 * 1024
-_BOOT_FILE: Final = "boot"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -62,16 +61,13 @@ class Spool:
         return size
 
     def _cut_what_a_power_loss_tore(self) -> None:
-        boot, noted = _BOOT_ID.read_bytes() if _BOOT_ID.exists() else b"", self._folder / _BOOT_FILE
+        boot, noted = _BOOT_ID.read_bytes() if _BOOT_ID.exists() else b"", self._folder.with_suffix(".boot")
         if noted.exists() and noted.read_bytes() == boot:
             return
-        for path in self._sealed_files():
+        for path in self._folder.iterdir():
             if path.stat().st_size % _SYNC_BYTES:
                 os.truncate(path, path.stat().st_size // _SYNC_BYTES * _SYNC_BYTES)
         noted.write_bytes(boot)
-
-    def _sealed_files(self) -> list[Path]:
-        return [path for path in self._folder.iterdir() if path.name != _BOOT_FILE]
 
     def append(self, key: bytes, offset: int, data: bytes, limit: int) -> int:
         """Append one chunk.
@@ -160,7 +156,7 @@ class Spool:
 
     def sweep(self, live: set[bytes]) -> int:
         """Delete every file whose key is not among the live ones; return how many."""
-        orphans = [path for path in self._sealed_files() if bytes.fromhex(path.name) not in live]
+        orphans = [path for path in self._folder.iterdir() if bytes.fromhex(path.name) not in live]
         for path in orphans:
             path.unlink(missing_ok=True)
         if orphans:

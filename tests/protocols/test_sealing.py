@@ -166,11 +166,8 @@ def test_a_length_that_no_content_has_is_refused_though_it_is_authentic(
 ) -> None:
     class Lying(sealing._Padded):
         def readinto(self, view: memoryview) -> int:
-            n = super().readinto(view)
-            if not self._n_bytes:
-                return n
-            self._n_bytes = 10_000
-            return n
+            self._end = self._end and bytes([255] * len(self._end))
+            return super().readinto(view)
 
     monkeypatch.setattr(sealing, "_Padded", Lying)
     stream, sealed = sealed_with(ids, b"rows")
