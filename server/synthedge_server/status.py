@@ -9,12 +9,20 @@ from synthedge_core.dictionary import parse_dictionary
 from synthedge_protocols.certificates import load_certificate
 from synthedge_server import store
 from synthedge_server.folder import CoordinatorFolder
+from synthedge_server.ledger import system_clock
 from synthedge_server.operations import current_dictionary, reading
 from synthedge_server.settings import read_settings
+from synthedge_server.withdrawals import open_withdrawals
 
 
-def read_status(folder: CoordinatorFolder) -> dict[str, Any]:
-    """Count what the database and the spool hold.
+def read_status(folder: CoordinatorFolder, now_ms: int | None = None) -> dict[str, Any]:
+    """Count what the database and the spool hold; withdrawals that wait, and sites that do not take part, one by one.
+
+    Parameters
+    ----------
+    folder : CoordinatorFolder
+    now_ms : int, optional
+        Unix time in milliseconds; the system's if left out.
 
     Raises
     ------
@@ -24,6 +32,7 @@ def read_status(folder: CoordinatorFolder) -> dict[str, Any]:
         If the database cannot be opened.
     """
     settings = read_settings(folder.settings)
+    now = system_clock() if now_ms is None else now_ms
     dictionary = parse_dictionary(current_dictionary(folder))
     spooled = list(folder.spool.iterdir()) if folder.spool.exists() else []
     with reading(folder) as engine, engine.connect() as connection:
@@ -40,6 +49,13 @@ def read_status(folder: CoordinatorFolder) -> dict[str, Any]:
             select(func.count()).select_from(store.reports).where(store.reports.c.is_current)
         ).scalar_one()
         n_events = connection.execute(select(func.count()).select_from(store.events)).scalar_one()
+        waiting = open_withdrawals(connection)
+        standings = {
+            row.site: f"{row.state}: {row.reason}" if row.reason else row.state
+            for row in connection.execute(
+                select(store.sites).where(store.sites.c.state != "active").order_by("site")
+            )
+        }
     data: dict[str, Any] = {
         "consortium": settings.consortium,
         "listen": str(settings.listen),
@@ -48,7 +64,10 @@ def read_status(folder: CoordinatorFolder) -> dict[str, Any]:
         "dictionary_digest": dictionary.digest,
         "sites": n_sites,
         "current_reports": n_reports,
+        "sites_not_active": standings,
         "transfers": states,
+        "withdrawals_overdue": [_withdrawal(row) for row in waiting if row.due_at_ms < now],
+        "withdrawals_open": [_withdrawal(row) for row in waiting if row.due_at_ms >= now],
         "sealed_bytes": sum(path.stat().st_size for path in spooled),
         "events": n_events,
     }
@@ -57,6 +76,18 @@ def read_status(folder: CoordinatorFolder) -> dict[str, Any]:
             expires = load_certificate(path.read_bytes()).not_valid_after_utc.astimezone(UTC)
             data[f"{name}_certificate_expires"] = _date(expires)
     return data
+
+
+def _withdrawal(row: Any) -> dict[str, str]:
+    """What the coordinator knows of a notice; how many rows it names is sealed."""
+    return {
+        "notice_id": row.notice_id.hex(),
+        "transfer_id": row.transfer_id.hex(),
+        "donor": row.donor,
+        "recipient": row.recipient,
+        "since": _date(datetime.fromtimestamp(row.notified_at_ms / 1000, UTC)),
+        "due": _date(datetime.fromtimestamp(row.due_at_ms / 1000, UTC)),
+    }
 
 
 def _date(moment: datetime) -> str:

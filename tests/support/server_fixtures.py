@@ -87,7 +87,7 @@ rows_per_transfer = 20
 """
 DICTIONARY = parse_dictionary(DICTIONARY_TOML)
 DIGEST = bytes.fromhex(DICTIONARY.digest)
-LIMITS = Limits(chunk_bytes=4096)
+LIMITS = Limits(chunk_bytes=32_768)
 TIMEOUT_S = 10.0
 DAY_MS = 86_400_000
 
