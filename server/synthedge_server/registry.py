@@ -1,13 +1,14 @@
 """Gap reports: stored once they are believed, turned into hole profiles and proposals for every site."""
 
-from typing import Final
+from collections.abc import Mapping
 
 from sqlalchemy import Connection, delete, insert, select, update
 
 from synthedge_core.dictionary import Dictionary
 from synthedge_core.grids import NamedGrid
 from synthedge_core.holes import GridStatistics, VoxelProfile, leave_one_out_profiles
-from synthedge_core.matching import rank_donors
+from synthedge_core.match_strategies import SiteReport
+from synthedge_core.matching import Matcher, StrategyName
 from synthedge_protocols.errors import ReplayError
 from synthedge_protocols.statements import Verified
 from synthedge_protocols.v1 import coordinator_pb2 as wire
@@ -17,10 +18,7 @@ from synthedge_server.ledger import Transaction
 from synthedge_server.releases import check_budget
 from synthedge_server.report_checks import check_report
 
-Statistics = dict[str, GridStatistics]
-
-# Keeps one message of proposals far below the message limit, however many sites there are.
-DONORS_PER_GAP: Final = 10
+Statistics = Mapping[str, GridStatistics]
 
 
 class Registry:
@@ -40,6 +38,9 @@ class Registry:
         self.dictionary = dictionary
         self.digest = bytes.fromhex(dictionary.digest)
         self.grids = {spec.name: NamedGrid(dictionary, spec) for spec in dictionary.grids}
+        # What is decoded stays: a release has one report for ever, so nothing here can become wrong.
+        self._decoded: dict[tuple[str, bytes], SiteReport] = {}
+        self._matcher = self.new_matcher("share")
 
     def accept(self, transaction: Transaction, verified: Verified[pb.GapReport]) -> None:
         """Store a report and tell every reporting site what follows from all current ones.
@@ -93,9 +94,13 @@ class Registry:
 
     def current(self, connection: Connection) -> dict[str, Statistics]:
         """Current reports of all active sites: site to grid to what it published there."""
+        return {site: report.grids for site, report in self.current_reports(connection).items()}
+
+    def current_reports(self, connection: Connection) -> dict[str, SiteReport]:
+        """Current reports of all active sites; the same release is the same object every time."""
         table = store.reports
         rows = connection.execute(
-            select(table.c.site, table.c.payload)
+            select(table.c.site, table.c.release_id, table.c.payload)
             .join(store.sites, store.sites.c.site == table.c.site)
             .where(
                 table.c.dictionary_digest == self.digest,
@@ -103,21 +108,38 @@ class Registry:
                 store.sites.c.state == "active",
             )
             .order_by(table.c.site)
-        )
-        return {
-            row.site: check_report(
-                pb.GapReport.FromString(row.payload), self.dictionary, self.grids
-            )
+        ).all()
+        self._decoded = {
+            (row.site, row.release_id): self._decoded.get((row.site, row.release_id))
+            or self._decode(row.payload)
             for row in rows
         }
+        return {site: report for (site, _), report in self._decoded.items()}
+
+    def new_matcher(self, strategy: StrategyName) -> Matcher:
+        """A matcher with the dictionary's policy that knows no report yet."""
+        policy = self.dictionary.policy
+        return Matcher(
+            list(self.grids.values()),
+            similarity=policy.similarity,
+            min_shared_features=policy.min_shared_features,
+            min_others=policy.min_sites - 1,
+            strategy=strategy,
+        )
+
+    def _decode(self, payload: bytes) -> SiteReport:
+        report = pb.GapReport.FromString(payload)
+        grids = check_report(report, self.dictionary, self.grids)
+        return SiteReport(features=tuple(report.features), grids=grids)
 
     def _tell_everybody(self, transaction: Transaction) -> None:
-        reports = self.current(transaction.connection)
+        reports = self.current_reports(transaction.connection)
         if len(reports) < self.dictionary.policy.min_sites:
             return
-        profiles = hole_profiles(self.dictionary, reports)
+        self._matcher.update(reports)
+        profiles = hole_profiles(self.dictionary, {s: r.grids for s, r in reports.items()})
         for site in reports:
-            proposals = self._proposals(site, reports)
+            proposals = self._proposals(site)
             transaction.post(site, wire.InboxMessage(profile=profiles[site]))
             transaction.post(site, wire.InboxMessage(proposals=proposals))
             transaction.connection.execute(
@@ -132,32 +154,20 @@ class Registry:
             )
         transaction.record("coordinator", "matched", "all", f"{len(reports)} sites have reported")
 
-    def _proposals(self, site: str, reports: dict[str, Statistics]) -> wire.Proposals:
-        policy = self.dictionary.policy
+    def _proposals(self, site: str) -> wire.Proposals:
         message = wire.Proposals(dictionary_digest=self.digest)
-        for name in reports[site]:
-            grid = self.grids[name]
-            matches = rank_donors(
-                grid,
-                site,
-                {other: report[name] for other, report in reports.items() if name in report},
-                similarity=policy.similarity,
-                min_shared_features=policy.min_shared_features,
-                min_others=policy.min_sites - 1,
+        message.proposals.extend(
+            wire.Proposal(
+                grid=match.grid,
+                voxel=self.grids[match.grid].index_of(match.voxel),
+                donor=match.donor,
+                donor_voxel=self.grids[match.donor_grid].index_of(match.donor_voxel),
+                similarity=match.similarity,
+                rank=match.rank,
+                reason=match.reason,
             )
-            message.proposals.extend(
-                wire.Proposal(
-                    grid=name,
-                    voxel=grid.index_of(match.voxel),
-                    donor=match.donor,
-                    donor_voxel=grid.index_of(match.donor_voxel),
-                    similarity=match.similarity,
-                    rank=match.rank,
-                    reason=match.reason,
-                )
-                for match in matches
-                if match.rank <= DONORS_PER_GAP
-            )
+            for match in self._matcher.matches(site)
+        )
         return message
 
 

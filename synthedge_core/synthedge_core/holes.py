@@ -72,6 +72,15 @@ class GridStatistics:
         return np.where(self.known, self.density / len(self.density), np.nan)
 
     @property
+    def gap_score(self) -> FloatArray:
+        """The seed's score of each voxel, shape (n_voxels,); see `gap_score.gap_scores`."""
+        inside = (self.positive_rate > 0) & (self.positive_rate < 1)
+        p = np.where(inside, self.positive_rate, 0.5)
+        entropy = np.where(inside, -(p * np.log2(p) + (1 - p) * np.log2(1 - p)), 0.0)
+        sparsity = np.maximum(0.0, 1.0 - self.density)
+        return 0.5 * sparsity + 0.3 * entropy + 0.2 * self.positive_rate
+
+    @property
     def relative_odds(self) -> FloatArray:
         """Odds of the voxel over odds of the grid, shape (n_voxels,); NaN if unknown or empty.
 

@@ -1,23 +1,34 @@
-"""Rank donors for a site's gaps, from published reports alone.
+"""Rank donors for sites' gaps, from published reports alone, brought up to date report by report.
 
-Blind to rows: everything here is a function of what sites published about one grid under one
-dictionary. A match is a hint; nothing happens until the recipient's steward signs a request.
+Blind to rows: everything here is a function of what sites published under one dictionary. A match is a hint;
+nothing happens until the recipient's steward signs a request.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, get_args
 
 import numpy as np
 
-from synthedge_core.errors import FrameMismatchError, GridError
+from synthedge_core.errors import GridError, UsageError
 from synthedge_core.frame import BoolArray, FloatArray
-from synthedge_core.grids import NamedGrid
-from synthedge_core.holes import GridStatistics, hole_profile
+from synthedge_core.grids import IntArray, NamedGrid
+from synthedge_core.holes import GridStatistics, VoxelProfile, leave_one_out_profiles
+from synthedge_core.match_strategies import (
+    SeedStrategy,
+    ShareStrategy,
+    SiteReport,
+    Strategy,
+    seed_in_words,
+    share_in_words,
+)
+from synthedge_core.similarity import Float32Array, Points, best_of_both, nearest_in_less_need
 
-# The published synthedge rule.
-SEED_SIMILARITY: Final = 0.70
-SEED_SHARED_FEATURES: Final = 3
+StrategyName = Literal["share", "seed"]
+STRATEGIES: Final[tuple[StrategyName, ...]] = get_args(StrategyName)
+
+# Keeps one message of proposals far below the message limit, however many sites there are.
+DONORS_PER_GAP: Final = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,100 +37,430 @@ class DonorMatch:
 
     Attributes
     ----------
+    grid, donor_grid : str
+        Names; the strategy ``share`` stays within one grid.
     voxel, donor_voxel : int
-        Flat indices in the same grid.
+        Flat indices in these grids.
     donor : str
         Site id.
     similarity : float
-        Cosine of the completed centroids, in [-1, 1].
+        Cosine of the centroids, in [-1, 1].
     rank : int
         1 is the best donor for this voxel.
     reason : str
         For people; holds published numbers only.
     """
 
+    grid: str
     voxel: int
     donor: str
+    donor_grid: str
     donor_voxel: int
     similarity: float
     rank: int
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class SiteGaps:
-    """The gaps one site listed, for the strategy `seed`.
-
-    Attributes
-    ----------
-    site : str
-    centroids : ndarray of shape (n_gaps, n_features)
-    mask : ndarray of bool of shape (n_features,)
-        Features the site has.
-    gap_scores : ndarray of shape (n_gaps,)
-        In [0, 1].
-    """
+@dataclass(kw_only=True, slots=True, eq=False)
+class _Member:
+    """A site that takes part: its points, and the best donors' points of each."""
 
     site: str
-    centroids: FloatArray
-    mask: BoolArray
-    gap_scores: FloatArray
+    report: SiteReport
+    code: int
+    mask_of: int
+    place: IntArray
+    need: FloatArray
+    # Owner's code and place of each kept candidate, shape (n_points, n_kept); -1 where there are fewer.
+    owner: IntArray
+    donor_place: IntArray
+    similarity: Float32Array
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SeedMatch:
-    """A pair of gaps the strategy `seed` matches; gaps are positions in their site's list."""
+class Matcher:
+    """The donors of every site's gaps under one dictionary.
 
-    gap: int
-    donor: str
-    donor_gap: int
-    similarity: float
-
-
-def masked_cosine(
-    centroids_a: FloatArray, mask_a: BoolArray, centroids_b: FloatArray, mask_b: BoolArray
-) -> FloatArray:
-    """Cosine similarity over the features both sides have.
+    Rules: `update` searches only what a new report can change, and what it leaves is what matching everything
+    anew would give; every number comes from the reports it was last given.
 
     Parameters
     ----------
-    centroids_a, centroids_b : ndarray of shape (n_a, n_features) and (n_b, n_features)
-        In one frame; entries outside the masks are ignored, NaN included.
-    mask_a, mask_b : ndarray of bool of shape (n_features,), or one row per centroid
-
-    Returns
-    -------
-    ndarray of shape (n_a, n_b)
-        In [-1, 1]; 0 where nothing is shared, or a shared part is the origin.
+    grids : sequence of NamedGrid
+        All grids of the dictionary.
+    similarity : float
+        Least cosine of strategy ``share``, in (0, 1].
+    min_shared_features : int
+        A grid with fewer features has no matches: sites that report a grid share all of its features, and no
+        others count.
+    min_others : int
+        Other sites that must have reported a voxel, at least 2.
+    strategy : str
+        ``share`` or ``seed``, see `match_strategies`.
+    n_donors : int
+        Donors kept per gap.
 
     Raises
     ------
-    FrameMismatchError
-        If the numbers of features differ.
-
-    Notes
-    -----
-    ``<a, b> / (|a restricted to b's features| |b restricted to a's|)``: with entries outside the
-    masks set to 0, numerator and both norms are matrix products, so that no loop over pairs of
-    sites is needed.
+    UsageError
+        If there is no such strategy.
+    GridError
+        If there is no grid.
     """
-    masks_a, masks_b = np.atleast_2d(mask_a), np.atleast_2d(mask_b)
-    n_features = {x.shape[1] for x in (centroids_a, centroids_b, masks_a, masks_b)}
-    if len(n_features) != 1:
-        raise FrameMismatchError(
-            f"centroids and masks with {sorted(n_features)} coordinates cannot be compared; "
-            "expected one frame"
+
+    def __init__(
+        self,
+        grids: Sequence[NamedGrid],
+        *,
+        similarity: float,
+        min_shared_features: int = 1,
+        min_others: int = 2,
+        strategy: StrategyName = "share",
+        n_donors: int = DONORS_PER_GAP,
+    ) -> None:
+        if not grids:
+            raise GridError("there is no grid to match; add [[grids]] to the dictionary")
+        if strategy not in STRATEGIES:
+            raise UsageError(
+                f"there is no strategy '{strategy}'; take one of {', '.join(STRATEGIES)}"
+            )
+        self._name = strategy
+        self._strategy: Strategy = (
+            SeedStrategy(grids) if strategy == "seed" else ShareStrategy(grids, similarity)
         )
-    a = np.where(masks_a, centroids_a, 0.0)
-    b = np.where(masks_b, centroids_b, 0.0)
-    squared_norms = ((a * a) @ masks_b.T.astype(np.float64)) * (
-        masks_a.astype(np.float64) @ (b * b).T
-    )
-    dots = a @ b.T
-    norms = np.sqrt(squared_norms)
-    cosine = np.divide(dots, norms, out=np.zeros(dots.shape), where=norms > 0)
-    clipped: FloatArray = np.clip(cosine, -1.0, 1.0)
-    return clipped
+        self._grids = tuple(grids)
+        self._place = [(grid, voxel) for grid in grids for voxel in range(grid.n_voxels)]
+        self._min_shared_features = min_shared_features
+        self._min_others = min_others
+        self._n_donors = n_donors
+        self._n_kept = n_donors * self._strategy.most_per_donor
+        self._members: dict[str, _Member] = {}
+        self._n_codes = 0
+        self._masks: list[BoolArray] = []
+        self._profiles: dict[str, dict[str, VoxelProfile]] = {}
+
+    def update(self, reports: Mapping[str, SiteReport]) -> None:
+        """Bring the matches up to date.
+
+        Parameters
+        ----------
+        reports : mapping of site id to SiteReport
+            All current reports. A report that is the same object as before is taken as unchanged.
+
+        Raises
+        ------
+        GridError
+            If a report does not fit a grid.
+        """
+        stay = {
+            site: member
+            for site, member in self._members.items()
+            if site in reports and reports[site] is member.report
+        }
+        if len(stay) == len(reports) == len(self._members):
+            return
+        news = [self._member(site, reports[site]) for site in reports if site not in stay]
+        everybody = sorted([*stay.values(), *news], key=lambda member: member.site)
+        index = _Index(everybody, self._strategy, self._masks)
+        old = [self._without_the_gone(member, index) for member in stay.values()]
+        # A list that was cut off at its end and lost an entry may have to take in what was cut off.
+        whole = [member for member, was_cut in zip(stay.values(), old, strict=True) if was_cut]
+        self._search([*news, *whole], index)
+        searched = {member.site for member in whole}
+        self._merge([m for m in stay.values() if m.site not in searched], news, index)
+        self._members = {member.site: member for member in everybody}
+        self._profiles = {}
+        for grid in self._grids:
+            published = {
+                m.site: m.report.grids[grid.name] for m in everybody if grid.name in m.report.grids
+            }
+            self._profiles[grid.name] = leave_one_out_profiles(published, self._min_others)
+
+    def matches(self, site: str) -> list[DonorMatch]:
+        """Rank the donors of a site's gaps.
+
+        Parameters
+        ----------
+        site : str
+
+        Returns
+        -------
+        list of DonorMatch
+            By grid and voxel, then rank; one entry per donor and voxel. Empty with too few other sites.
+
+        Raises
+        ------
+        GridError
+            If the site has no report.
+
+        Notes
+        -----
+        Rank: the same voxel, then similarity, then distance in the frame, then the donor's share. A share
+        says how a site's positives are spread, not how many there are; whether a donor has rows to give is
+        its own, human decision.
+        """
+        if site not in self._members:
+            raise GridError(f"site {site!r} has no report")
+        if len(self._members) <= self._min_others:
+            return []
+        names = {member.code: name for name, member in self._members.items()}
+        member, found = self._members[site], []
+        for i in np.argsort(member.place, kind="stable"):
+            if not self._is_gap(member, int(i)):
+                continue
+            ranked = sorted(
+                self._key(member, int(i), int(slot), names)
+                for slot in np.flatnonzero(member.owner[i] >= 0)
+            )
+            taken: dict[str, int] = {}
+            for *_, donor, slot in ranked:
+                taken.setdefault(donor, slot)
+            for rank, (donor, slot) in enumerate(list(taken.items())[: self._n_donors], start=1):
+                found.append(self._match(member, int(i), donor, slot, rank))
+        return found
+
+    def _is_gap(self, member: _Member, i: int) -> bool:
+        if self._name == "seed":
+            return True
+        grid, voxel = self._place[member.place[i]]
+        profile = self._profiles[grid.name].get(member.site)
+        return (
+            profile is not None
+            and len(grid.features) >= self._min_shared_features
+            and bool(profile.known[voxel])
+            and -member.need[i] < profile.f[voxel]
+        )
+
+    def _key(
+        self, member: _Member, i: int, slot: int, names: Mapping[int, str]
+    ) -> tuple[bool, float, float, float, str, int]:
+        here, there = int(member.place[i]), int(member.donor_place[i, slot])
+        vectors = self._strategy.vectors
+        # Of the same two places every pair has the same distance; two floats of it must not differ.
+        similarity = round(float(member.similarity[i, slot]), 5)
+        distance = float(np.linalg.norm(vectors[here] - vectors[there]))
+        donor = names[int(member.owner[i, slot])]
+        need = self._need(donor, there)
+        return (here != there, -similarity, distance, need, donor, slot)
+
+    def _need(self, site: str, place: int) -> float:
+        member = self._members[site]
+        return float(member.need[np.flatnonzero(member.place == place)[0]])
+
+    def _match(self, member: _Member, i: int, donor: str, slot: int, rank: int) -> DonorMatch:
+        here, there = int(member.place[i]), int(member.donor_place[i, slot])
+        (grid, voxel), (donor_grid, donor_voxel) = self._place[here], self._place[there]
+        need = self._need(donor, there)
+        if self._name == "seed":
+            # To the digits that single precision holds in any order of summation.
+            similarity = round(float(min(1.0, member.similarity[i, slot])), 5)
+            reason = seed_in_words(
+                label=grid.label(voxel),
+                recipient=member.site,
+                score=float(member.need[i]),
+                donor=donor,
+                donor_label=donor_grid.label(donor_voxel),
+                donor_score=need,
+                similarity=similarity,
+            )
+        else:
+            similarity = float(self._strategy.cosine[here, there])
+            reason = share_in_words(
+                grid,
+                recipient=member.site,
+                voxel=voxel,
+                expected_part=float(
+                    -member.need[i] / self._profiles[grid.name][member.site].f[voxel]
+                )
+                if member.report.grids[grid.name].known[voxel]
+                else None,
+                donor=donor,
+                donor_voxel=donor_voxel,
+                times_even=-need * grid.n_voxels,
+                similarity=similarity,
+            )
+        return DonorMatch(
+            grid=grid.name,
+            voxel=voxel,
+            donor=donor,
+            donor_grid=donor_grid.name,
+            donor_voxel=donor_voxel,
+            similarity=similarity,
+            rank=rank,
+            reason=reason,
+        )
+
+    def _member(self, site: str, report: SiteReport) -> _Member:
+        place, need = self._strategy.points(report)
+        mask = self._strategy.mask(report)
+        known = (i for i, other in enumerate(self._masks) if np.array_equal(mask, other))
+        mask_of = next(known, len(self._masks))
+        if mask_of == len(self._masks):
+            self._masks.append(mask)
+        self._n_codes += 1
+        nobody = np.full((len(place), self._n_kept), -1, dtype=np.int64)
+        return _Member(
+            site=site,
+            report=report,
+            code=self._n_codes,
+            mask_of=mask_of,
+            place=place,
+            need=need,
+            owner=nobody,
+            donor_place=nobody,
+            similarity=np.full(nobody.shape, -np.inf, dtype=np.float32),
+        )
+
+    def _without_the_gone(self, member: _Member, index: "_Index") -> bool:
+        """Drop donors that are gone; True if that may have let in others that were cut off."""
+        gone = (member.owner >= 0) & ~np.isin(member.owner, index.codes)
+        if not gone.any():
+            return False
+        was_full = bool((gone.any(axis=1) & (member.owner[:, -1] >= 0)).any())
+        member.owner = np.where(gone, -1, member.owner)
+        return was_full
+
+    def _search(self, members: list[_Member], index: "_Index") -> None:
+        """Search the donors of whole sites anew."""
+        points, rows = index.points_of(members)
+        best = nearest_in_less_need(
+            points,
+            index.points,
+            least=self._strategy.least[index.place[rows]],
+            n_best=self._n_kept,
+            may_match=self._filter(index, rows, np.arange(len(index.place))),
+        )
+        index.write(members, best.position, best.similarity)
+
+    def _merge(self, members: list[_Member], news: list[_Member], index: "_Index") -> None:
+        """Let new points into the lists of sites that stay."""
+        if not members or not news:
+            return
+        points, rows = index.points_of(members)
+        # In the order of the index, which is the order of rising need.
+        columns = np.sort(index.rows_of(news))
+        best = nearest_in_less_need(
+            points,
+            index.points.take(columns),
+            least=self._strategy.least[index.place[rows]],
+            n_best=self._n_kept,
+            may_match=self._filter(index, rows, columns),
+        )
+        found = np.where(best.position >= 0, columns[best.position], -1)
+        kept = index.positions(
+            np.concatenate([m.owner for m in members]),
+            np.concatenate([m.donor_place for m in members]),
+        )
+        merged = best_of_both(
+            kept, np.concatenate([m.similarity for m in members]), found, best.similarity
+        )
+        index.write(members, merged.position, merged.similarity)
+
+    def _filter(
+        self, index: "_Index", rows: IntArray, columns: IntArray
+    ) -> "_PairsThatMayMatch | None":
+        allowed, least = self._strategy.may_match, self._strategy.min_shared_features
+        if allowed is None and not least:
+            return None
+        return _PairsThatMayMatch(index, rows, columns, allowed, least)
+
+
+class _Index:
+    """All sites' points in order of rising need, ties by site and place."""
+
+    def __init__(
+        self, members: Sequence[_Member], strategy: Strategy, masks: Sequence[BoolArray]
+    ) -> None:
+        sizes = [len(member.place) for member in members]
+        of_member = np.repeat(np.arange(len(members)), sizes)
+        self.codes = np.array([member.code for member in members], dtype=np.int64)
+        place = _concatenated([member.place for member in members], np.int64)
+        need = _concatenated([member.need for member in members], np.float64)
+        order = np.lexsort((place, of_member, need))
+        self.place = place[order]
+        mask_of = np.array([member.mask_of for member in members], dtype=np.int64)[of_member[order]]
+        table = np.stack(masks) if masks else np.empty((0, strategy.vectors.shape[1]), np.bool_)
+        self.points = Points(
+            vectors=np.where(table[mask_of], strategy.vectors[self.place], 0.0).astype(np.float32),
+            masks=table,
+            mask_of=mask_of,
+            need=need[order],
+            owner=self.codes[of_member[order]],
+        )
+        self.features = [frozenset(member.report.features) for member in members]
+        self._n_places = len(strategy.vectors)
+        # From (owner, place) back to the position in this index.
+        keys = self.points.owner * self._n_places + self.place
+        self._by_key = np.argsort(keys, kind="stable")
+        self._keys = keys[self._by_key]
+
+    def positions(self, owner: IntArray, place: IntArray) -> IntArray:
+        """Where points are in this index; -1 for owner -1."""
+        found = np.searchsorted(self._keys, owner * self._n_places + place)
+        safe = np.minimum(found, max(len(self._keys) - 1, 0))
+        return np.where(owner >= 0, self._by_key[safe], -1)
+
+    def rows_of(self, members: Iterable[_Member]) -> IntArray:
+        """Positions of whole sites' points, site by site in their own order."""
+        return _concatenated(
+            [self.positions(np.full(len(m.place), m.code), m.place) for m in members], np.int64
+        )
+
+    def points_of(self, members: Iterable[_Member]) -> tuple[Points, IntArray]:
+        """Whole sites' points as queries, and their positions."""
+        rows = self.rows_of(members)
+        return self.points.take(rows), rows
+
+    def write(
+        self, members: Iterable[_Member], position: IntArray, similarity: Float32Array
+    ) -> None:
+        """Write what was found for whole sites' points down as owners and places."""
+        start = 0
+        for member in members:
+            part = slice(start, start + len(member.place))
+            is_found = position[part] >= 0
+            member.owner = np.where(is_found, self.points.owner[position[part]], -1)
+            member.donor_place = np.where(is_found, self.place[position[part]], -1)
+            member.similarity = similarity[part]
+            start = part.stop
+
+
+class _PairsThatMayMatch:
+    """Decides on pairs of queries and candidates by their places and their owners' features."""
+
+    def __init__(
+        self,
+        index: _Index,
+        rows: IntArray,
+        columns: IntArray,
+        allowed: BoolArray | None,
+        min_shared_features: int,
+    ) -> None:
+        self._row_place, self._column_place = index.place[rows], index.place[columns]
+        self._allowed = allowed
+        self._shared: BoolArray | None = None
+        if min_shared_features:
+            codes = index.codes
+            names = sorted(set().union(*index.features)) if index.features else []
+            has = np.array([[name in features for name in names] for features in index.features])
+            self._shared = (
+                has.astype(np.float32) @ has.T.astype(np.float32)
+            ) >= min_shared_features
+            order = np.argsort(codes)
+            sites = order[np.searchsorted(codes[order], index.points.owner)]
+            self._row_site, self._column_site = sites[rows], sites[columns]
+
+    def __call__(self, row: IntArray, column: IntArray) -> BoolArray:
+        """Whether each pair may match."""
+        may = np.ones(len(row), dtype=np.bool_)
+        if self._allowed is not None:
+            may &= self._allowed[self._row_place[row], self._column_place[column]]
+        if self._shared is not None:
+            may &= self._shared[self._row_site[row], self._column_site[column]]
+        return may
+
+
+def _concatenated(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype=dtype)
 
 
 def rank_donors(
@@ -131,7 +472,7 @@ def rank_donors(
     min_shared_features: int = 1,
     min_others: int = 2,
 ) -> list[DonorMatch]:
-    """Rank the donors of every gap of one site in one grid.
+    """Rank the donors of every gap of one site in one grid, by the strategy ``share``.
 
     A gap is a voxel where the site published a smaller share of its positives than the other sites'
     mean. A donor is a site with a larger share there, or failing that in a face-adjacent voxel
@@ -144,190 +485,28 @@ def rank_donors(
         Site the donors are for; must be among the reports.
     reports : mapping of site id to GridStatistics
         All current reports of this grid under this dictionary.
-    similarity : float
-        Least cosine of the completed centroids, in (0, 1].
-    min_shared_features : int
-        Sites that report a grid share all of its features and no other counts; a grid with fewer
-        than this has no matches.
-    min_others : int
-        Other sites that must have reported a voxel, at least 2.
+    similarity, min_shared_features, min_others
+        As for `Matcher`.
 
     Returns
     -------
     list of DonorMatch
-        By voxel, then rank; one entry per donor and voxel. Empty with fewer than `min_others` other
-        sites.
 
     Raises
     ------
     GridError
         If the recipient has no report, or a report does not fit the grid.
-
-    Notes
-    -----
-    Donors are compared by their published positive share ``d p / (K q)``, not by the seed's gap
-    score. The score rises with sparsity and with mixed labels, so that a hole among many negatives
-    (dense, entropy 0, rate 0) scores 0, the best there is: a rule "donor's score below the
-    recipient's" would turn away every donor of exactly the gaps this project is for.
-
-    Rank: the same voxel, then similarity, then distance in the frame, then the donor's share. A
-    share says how a site's positives are spread, not how many there are; whether a donor has rows
-    to give is its own, human decision.
     """
-    if recipient not in reports:
-        raise GridError(f"site {recipient!r} has no report of grid {grid.name!r}")
-    for site, report in reports.items():
-        if report.density.shape != (grid.n_voxels,):
-            raise GridError(
-                f"site {site!r} reported {len(report.density)} voxels of grid {grid.name!r}; "
-                f"expected {grid.n_voxels}"
-            )
-    donors = {site: report for site, report in sorted(reports.items()) if site != recipient}
-    if len(donors) < min_others or len(grid.features) < min_shared_features:
-        return []
-    profile = hole_profile(list(donors.values()), min_others)
-    shares = {site: report.positive_share for site, report in donors.items()}
-    own = reports[recipient].positive_share
-    centroids = np.stack([grid.full_centroid(i) for i in range(grid.n_voxels)])
-    everything = np.ones(centroids.shape[1], dtype=np.bool_)
-    cosine = masked_cosine(centroids, everything, centroids, everything)
-    matches = []
-    # A comparison with NaN is false: what the recipient did not publish is no gap.
-    for voxel in np.flatnonzero(profile.known & (own < profile.f)):
-        ranked = []
-        for site, share in shares.items():
-            found = _donor_voxel(grid, int(voxel), share, float(own[voxel]), cosine, similarity)
-            if found is None:
-                continue
-            distance = float(np.linalg.norm(centroids[voxel] - centroids[found]))
-            key = (found != voxel, -cosine[voxel, found], distance, -share[found], site)
-            ranked.append((key, site, found))
-        for rank, (_, site, found) in enumerate(sorted(ranked), start=1):
-            reached = float(cosine[voxel, found])
-            matches.append(
-                DonorMatch(
-                    voxel=int(voxel),
-                    donor=site,
-                    donor_voxel=found,
-                    similarity=reached,
-                    rank=rank,
-                    reason=_reason(
-                        grid,
-                        recipient=recipient,
-                        voxel=int(voxel),
-                        expected_part=float(own[voxel] / profile.f[voxel]),
-                        donor=site,
-                        donor_voxel=found,
-                        times_even=float(shares[site][found] * grid.n_voxels),
-                        similarity=reached,
-                    ),
-                )
-            )
-    return matches
-
-
-def seed_matches(
-    recipient: SiteGaps,
-    donors: Sequence[SiteGaps],
-    *,
-    similarity: float = SEED_SIMILARITY,
-    min_shared_features: int = SEED_SHARED_FEATURES,
-) -> list[SeedMatch]:
-    """Match gap against gap, the published synthedge way, as a rival to measure against.
-
-    Parameters
-    ----------
-    recipient : SiteGaps
-    donors : sequence of SiteGaps
-    similarity : float
-        Least cosine over the shared features.
-    min_shared_features : int
-        Sites that share fewer are not compared.
-
-    Returns
-    -------
-    list of SeedMatch
-        Where the donor's score is lower than the recipient's; by gap, most similar first.
-
-    Raises
-    ------
-    FrameMismatchError
-        If the sites' centroids have different numbers of features.
-    """
-    matches: list[SeedMatch] = []
-    for donor in donors:
-        cosine = masked_cosine(recipient.centroids, recipient.mask, donor.centroids, donor.mask)
-        if np.count_nonzero(recipient.mask & donor.mask) < min_shared_features:
-            continue
-        is_richer = donor.gap_scores[np.newaxis, :] < recipient.gap_scores[:, np.newaxis]
-        matches.extend(
-            SeedMatch(
-                gap=int(i),
-                donor=donor.site,
-                donor_gap=int(j),
-                similarity=float(cosine[i, j]),
-            )
-            for i, j in np.argwhere(is_richer & (cosine >= similarity))
-        )
-    return sorted(matches, key=lambda m: (m.gap, -m.similarity, m.donor, m.donor_gap))
-
-
-def _donor_voxel(
-    grid: NamedGrid,
-    voxel: int,
-    share: FloatArray,
-    own_share: float,
-    cosine: FloatArray,
-    similarity: float,
-) -> int | None:
-    """Find where a donor is richer than the recipient: the same voxel, else the best neighbour."""
-    if share[voxel] > own_share:
-        return voxel
-    near = [
-        i for i in grid.neighbours(voxel) if cosine[voxel, i] >= similarity and share[i] > own_share
-    ]
-    return max(near, key=lambda i: (cosine[voxel, i], share[i]), default=None)
-
-
-def _reason(
-    grid: NamedGrid,
-    *,
-    recipient: str,
-    voxel: int,
-    expected_part: float,
-    donor: str,
-    donor_voxel: int,
-    times_even: float,
-    similarity: float,
-) -> str:
-    place = "there" if donor_voxel == voxel else f"beside it, in {grid.label(donor_voxel)}"
-    verb = "is rich" if times_even > 1 else "has more"
-    return (
-        f"{grid.label(voxel)}: {recipient} has {_part_in_words(expected_part)} the expected share "
-        f"of positive cases; {donor} {verb} {place} ({times_even:.1f} times its even share); "
-        f"similarity {similarity:.2f}"
+    matcher = Matcher(
+        [grid],
+        similarity=similarity,
+        min_shared_features=min_shared_features,
+        min_others=min_others,
     )
-
-
-_FRACTIONS: Final = {
-    1 / 10: "about a tenth of",
-    1 / 9: "about a ninth of",
-    1 / 8: "about an eighth of",
-    1 / 7: "about a seventh of",
-    1 / 6: "about a sixth of",
-    1 / 5: "about a fifth of",
-    1 / 4: "about a quarter of",
-    1 / 3: "about a third of",
-    1 / 2: "about half of",
-    2 / 3: "about two thirds of",
-    3 / 4: "about three quarters of",
-    1.0: "nearly all of",
-}
-
-
-def _part_in_words(part: float) -> str:
-    if part == 0:
-        return "none of"
-    if part < 0.095:
-        return "less than a tenth of"
-    return _FRACTIONS[min(_FRACTIONS, key=lambda fraction: abs(fraction - part))]
+    matcher.update(
+        {
+            site: SiteReport(features=grid.features, grids={grid.name: report})
+            for site, report in reports.items()
+        }
+    )
+    return matcher.matches(recipient)

@@ -1,19 +1,23 @@
+import re
+from typing import Any
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from small_dictionary import SMALL_DICTIONARY
 from synthedge_core.dictionary import parse_dictionary
-from synthedge_core.errors import FrameMismatchError, GridError
+from synthedge_core.errors import GridError, UsageError
 from synthedge_core.gap_score import voxel_statistics
 from synthedge_core.grids import NamedGrid
-from synthedge_core.holes import GridStatistics
-from synthedge_core.matching import SiteGaps, masked_cosine, rank_donors, seed_matches
+from synthedge_core.holes import GridStatistics, hole_profile
+from synthedge_core.match_strategies import SiteReport
+from synthedge_core.matching import STRATEGIES, Matcher, StrategyName, rank_donors
 
 DICTIONARY = parse_dictionary(SMALL_DICTIONARY)
-BP, SEX_AGE, _ = (NamedGrid(DICTIONARY, spec) for spec in DICTIONARY.grids)
+GRIDS = [NamedGrid(DICTIONARY, spec) for spec in DICTIONARY.grids]
+BP, SEX_AGE, _ = GRIDS
 
 
 def _published(
@@ -99,13 +103,18 @@ def test_levels_of_a_category_are_never_neighbours() -> None:
     assert all(m.voxel // 4 == m.donor_voxel // 4 for m in matches)
 
 
-def test_what_was_suppressed_is_neither_gap_nor_donor() -> None:
+def test_what_a_donor_suppressed_is_no_offer_and_a_recipients_hidden_voxel_is_offered_to() -> None:
     reports = _hospitals()
     reports["east"] = _published([10, 20, 24, 46], [20] * 4, known=[True, True, True, False])
     donors = [m for m in rank_donors(BP, "north", reports, similarity=0.7) if m.voxel == 3]
     assert ("east", 3) not in {(m.donor, m.donor_voxel) for m in donors}
     reports["north"] = _published([20, 20, 20, 4], [20] * 4, known=[True, True, True, False])
-    assert all(m.voxel != 3 for m in rank_donors(BP, "north", reports, similarity=0.7))
+    offers = [m for m in rank_donors(BP, "north", reports, similarity=0.7) if m.voxel == 3]
+    assert [(m.donor, m.donor_voxel, m.rank) for m in offers][:2] == [
+        ("south", 3, 1),
+        ("west", 3, 2),
+    ]
+    assert "north did not publish how many positive cases it has" in offers[0].reason
 
 
 def test_too_few_sites_or_features_give_no_match() -> None:
@@ -119,67 +128,170 @@ def test_too_few_sites_or_features_give_no_match() -> None:
 def test_reports_that_do_not_fit_are_refused() -> None:
     with pytest.raises(GridError, match="'unknown' has no report"):
         rank_donors(BP, "unknown", _hospitals(), similarity=0.7)
-    with pytest.raises(GridError, match="site 'north' reported 4 voxels"):
+    with pytest.raises(GridError, match="a site reported 4 voxels"):
         rank_donors(SEX_AGE, "north", _hospitals(), similarity=0.7)
 
 
-VECTORS = arrays(np.float64, (3, 5), elements=st.floats(-10, 10).map(lambda x: round(x, 3)))
-MASK = arrays(np.bool_, 5)
+def _random_report(rng: np.random.Generator, features: tuple[str, ...]) -> SiteReport:
+    grids = {}
+    for grid in GRIDS:
+        if set(grid.features) <= set(features):
+            grids[grid.name] = _published(
+                rng.integers(0, 30, grid.n_voxels).tolist(),
+                rng.integers(0, 30, grid.n_voxels).tolist(),
+                (rng.random(grid.n_voxels) < 0.8).tolist(),
+            )
+    return SiteReport(features=features, grids=grids)
 
 
-@given(VECTORS, MASK, VECTORS, MASK)
-def test_masked_cosine_equals_a_loop_over_pairs(
-    a: np.ndarray, mask_a: np.ndarray, b: np.ndarray, mask_b: np.ndarray
+def _by_hand(
+    grid: NamedGrid, recipient: str, reports: dict[str, GridStatistics], similarity: float
+) -> list[tuple[int, str, int]]:
+    """The rule of `share`, pair by pair: (voxel, donor, donor voxel), best first."""
+    donors = {site: report for site, report in reports.items() if site != recipient}
+    profile, published = hole_profile(list(donors.values())), reports[recipient]
+    own = np.where(published.known, published.positive_share, 0.0)
+    at = np.stack([grid.full_centroid(i) for i in range(grid.n_voxels)])
+    unit = at / np.linalg.norm(at, axis=1, keepdims=True)
+    found: list[tuple[int, str, int]] = []
+    for voxel in np.flatnonzero(profile.known & (own < profile.f)):
+        ranked: list[tuple[bool, float, float, str, int]] = []
+        for site, report in donors.items():
+            share = report.positive_share
+            pairs = [
+                (i != voxel, -round(float(unit[voxel] @ unit[i]), 5), -float(share[i]), site, i)
+                for i in (int(voxel), *grid.neighbours(int(voxel)))
+                if share[i] > own[voxel] and unit[voxel] @ unit[i] >= similarity
+            ]
+            ranked += sorted(pairs)[:1]
+        found += [(int(voxel), site, i) for *_, site, i in sorted(ranked)]
+    return found
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.3, 0.7, 0.95]))
+@settings(max_examples=25, deadline=None)
+def test_all_grids_at_once_equal_the_rule_pair_by_pair(seed: int, similarity: float) -> None:
+    rng = np.random.default_rng(seed)
+    reports = {
+        site: _random_report(rng, ("sex", "age", "bp", "stage") if site != "d" else ("bp", "sex"))
+        for site in "abcde"
+    }
+    matcher = Matcher(GRIDS, similarity=similarity)
+    matcher.update(reports)
+    for site, report in reports.items():
+        found = matcher.matches(site)
+        for grid in GRIDS:
+            published = {s: r.grids[grid.name] for s, r in reports.items() if grid.name in r.grids}
+            expected = []
+            if grid.name in report.grids and len(published) > 2:
+                expected = _by_hand(grid, site, published, similarity)
+            assert [
+                (m.voxel, m.donor, m.donor_voxel) for m in found if m.grid == grid.name
+            ] == expected
+
+
+@pytest.mark.parametrize("strategy", ["share", "seed"])
+@pytest.mark.parametrize("n_donors", [1, 10])
+@pytest.mark.parametrize("seed", range(3))
+def test_report_by_report_gives_what_all_at_once_gives(
+    strategy: StrategyName, n_donors: int, seed: int
 ) -> None:
-    found = masked_cosine(a, mask_a, b, mask_b)
-    shared = mask_a & mask_b
-    for i in range(3):
-        for j in range(3):
-            x, y = a[i, shared], b[j, shared]
-            norms = np.linalg.norm(x) * np.linalg.norm(y)
-            assert found[i, j] == pytest.approx(x @ y / norms if norms else 0.0, abs=1e-12)
+    rng = np.random.default_rng(seed)
+    features: tuple[tuple[str, ...], ...] = (("sex", "age", "bp", "stage"), ("sex", "age", "bp"))
+    options: dict[str, Any] = {"similarity": 0.7, "strategy": strategy, "n_donors": n_donors}
+    step_by_step = Matcher(GRIDS, **options)
+    reports: dict[str, SiteReport] = {}
+    for step in range(30):
+        site = f"s{rng.integers(9)}"
+        if step > 12 and rng.random() < 0.3:
+            reports.pop(site, None)
+        else:
+            reports[site] = _random_report(rng, features[rng.integers(2)])
+        step_by_step.update(reports)
+        at_once = Matcher(GRIDS, **options)
+        at_once.update(reports)
+        for name in reports:
+            assert step_by_step.matches(name) == at_once.matches(name)
 
 
-@given(VECTORS, VECTORS, st.floats(0.01, 100))
-def test_similarity_ignores_length(a: np.ndarray, b: np.ndarray, factor: float) -> None:
-    everything = np.ones(5, dtype=bool)
-    one = masked_cosine(a, everything, b, everything)
-    assert masked_cosine(a * factor, everything, b, everything) == pytest.approx(one, abs=1e-9)
-    assert np.all(np.abs(one) <= 1)
+def test_a_site_that_is_gone_is_no_donor_any_more() -> None:
+    reports = {
+        site: SiteReport(features=("bp",), grids={"bp": r}) for site, r in _hospitals().items()
+    }
+    matcher = Matcher([BP], similarity=0.7)
+    matcher.update(reports)
+    assert "east" in {m.donor for m in matcher.matches("north")}
+    del reports["east"]
+    matcher.update(reports)
+    assert "east" not in {m.donor for m in matcher.matches("north")}
+    with pytest.raises(GridError, match="'east' has no report"):
+        matcher.matches("east")
 
 
-def test_masks_may_differ_from_row_to_row_and_hide_missing_coordinates() -> None:
-    a = np.array([[1.0, 2.0, np.nan], [1.0, 2.0, 3.0]])
-    mask = np.array([[True, True, False], [True, True, True]])
-    found = masked_cosine(a, mask, a, mask)
-    assert found == pytest.approx(np.ones((2, 2)))
+def test_at_most_so_many_donors_are_named_the_richest_first() -> None:
+    reports = {
+        f"s{i:02}": SiteReport(
+            features=("bp",), grids={"bp": _published([20, 20, 20, i], [20] * 4)}
+        )
+        for i in range(30)
+    }
+    matcher = Matcher([BP], similarity=0.7)
+    matcher.update(reports)
+    matches = [m for m in matcher.matches("s00") if m.voxel == 3]
+    assert [(m.donor, m.rank) for m in matches] == [(f"s{29 - i}", i + 1) for i in range(10)]
 
 
-def test_centroids_of_different_frames_are_not_compared() -> None:
-    three, two = np.ones((1, 3)), np.ones((1, 2))
-    with pytest.raises(FrameMismatchError, match="expected one frame"):
-        masked_cosine(three, np.ones(3, dtype=bool), two, np.ones(2, dtype=bool))
+def test_an_unknown_strategy_is_refused() -> None:
+    with pytest.raises(UsageError, match="take one of share, seed"):
+        Matcher(GRIDS, similarity=0.7, strategy="best")  # type: ignore[arg-type]
+    with pytest.raises(GridError, match="no grid to match"):
+        Matcher([], similarity=0.7)
 
 
-def _gaps(site: str, centroids: list[list[float]], mask: str, scores: list[float]) -> SiteGaps:
-    return SiteGaps(
-        site=site,
-        centroids=np.array(centroids),
-        mask=np.array([c == "x" for c in mask]),
-        gap_scores=np.array(scores),
+def _sharing(n: int) -> dict[str, SiteReport]:
+    """Two sites worse off in every voxel of blood pressure; the third shares n features with them."""
+    names = ("bp", "sex", "age", "stage")
+    poor, rich = _published([1, 0, 0, 0], [40, 1, 1, 1]), _published([9, 9, 9, 9], [9, 9, 9, 9])
+    return {
+        "poor": SiteReport(features=names, grids={"bp": poor}),
+        "rich": SiteReport(features=names[:n], grids={"bp": rich}),
+        "poor too": SiteReport(features=("bp",), grids={"bp": poor}),
+    }
+
+
+def test_the_seed_rule_matches_gap_against_gap_of_a_lower_score() -> None:
+    matcher = Matcher([BP], similarity=0.99, strategy="seed")
+    matcher.update(_sharing(3))
+    matches = matcher.matches("poor")
+    assert matches
+    assert all(m.donor == "rich" and m.similarity >= 0.7 for m in matches)
+    scores = {site: r.grids["bp"].gap_score for site, r in _sharing(3).items()}
+    assert all(scores["rich"][m.donor_voxel] < scores["poor"][m.voxel] for m in matches)
+    assert re.match(
+        r"bp .*: poor's gap scores 0\.\d+; rich's gap in bp .* scores lower \(0\.\d+\); "
+        r"similarity \d\.\d+",
+        matches[0].reason,
     )
 
 
-def test_the_seed_rule_matches_gap_against_gap() -> None:
-    recipient = _gaps("a", [[1, 1, 1, 0], [-1, 0, 0, 2]], "xxxx", [0.8, 0.2])
-    donor = _gaps("b", [[1, 1, 0.9, 5], [-1, -1, -1, 0]], "xxx.", [0.5, 0.1])
-    (match,) = seed_matches(recipient, [donor])
-    assert (match.gap, match.donor, match.donor_gap) == (0, "b", 0)
-    assert match.similarity > 0.99
-
-
 def test_the_seed_rule_needs_three_shared_features() -> None:
-    recipient = _gaps("a", [[1, 1, 1, 0]], "xxx.", [0.8])
-    donor = _gaps("b", [[1, 1, 1, 1]], ".xxx", [0.5])
-    assert seed_matches(recipient, [donor]) == []
-    assert len(seed_matches(recipient, [donor], min_shared_features=2)) == 1
+    matcher = Matcher([BP], similarity=0.99, strategy="seed")
+    matcher.update(_sharing(2))
+    assert matcher.matches("poor") == []
+
+
+def test_the_seed_rule_misses_the_hole_that_ours_finds() -> None:
+    reports = _hospitals()
+    # Many negatives and no positive: the seed's score of the hole is 0, so that no donor's is lower.
+    reports["north"] = _published([20, 20, 20, 0], [20, 20, 20, 60])
+    published = {
+        site: SiteReport(features=("bp", "sex", "age"), grids={"bp": r})
+        for site, r in reports.items()
+    }
+    at_the_hole = {}
+    for strategy in STRATEGIES:
+        matcher = Matcher([BP], similarity=0.7, strategy=strategy)
+        matcher.update(published)
+        at_the_hole[strategy] = [m for m in matcher.matches("north") if m.voxel == 3]
+    assert at_the_hole["seed"] == []
+    assert at_the_hole["share"][0].donor == "east"
