@@ -219,4 +219,4 @@ def fill(
     )
 
 
-cli_withdrawals.mount(app, cli_consent.app)
+cli_withdrawals.mount(app, consent=cli_consent.app, peers=cli_people.peers_app)

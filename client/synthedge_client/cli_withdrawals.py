@@ -38,8 +38,8 @@ OTHER_DONORS = (
 )
 
 
-def mount(app: typer.Typer, consent: typer.Typer) -> None:
-    """Add the commands of this module to ``synthedge site`` and ``synthedge site consent``."""
+def mount(app: typer.Typer, *, consent: typer.Typer, peers: typer.Typer) -> None:
+    """Add the commands of this module to ``synthedge site``, ``site consent`` and ``site peers``."""
     app.add_typer(received_app, name="received")
     for name, command in (
         ("withdraw", withdraw),
@@ -49,6 +49,7 @@ def mount(app: typer.Typer, consent: typer.Typer) -> None:
         ("leave", leave),
     ):
         app.command(name)(command)
+    peers.command("forget")(peers_forget)
     consent.command("withdraw")(consent_withdraw)
     consent.command("correct")(consent_correct)
 
@@ -227,6 +228,31 @@ def leave(
 ) -> None:
     """Leave the consortium: unfinished transfers end. Let the agent run on until nothing is owed."""
     _stand("leave", reason, steward, passphrase_file, dir, json)
+
+
+def peers_forget(
+    peer: Annotated[str, typer.Argument(help="The other site's id.")],
+    reason: Annotated[str, typer.Option("--reason", help="For the audit; stays here.")],
+    steward: StewardOption,
+    passphrase_file: PassphraseOption = None,
+    dir: FolderOption = HERE,
+    json: JsonOption = False,
+) -> None:
+    """Let the key of a peer go that lost its keys and enrolled anew; its new one must be compared."""
+    from synthedge_client.keystore import open_steward
+    from synthedge_client.recovery import forget_peer
+    from synthedge_client.site import open_site
+
+    with open_site(dir) as site:
+        key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))
+        forget_peer(site, peer, key, reason)
+    emit(
+        {"peer": peer},
+        as_json=json,
+        render=lines(
+            f"The key of '{peer}' is let go. Run the agent, telephone that site, then 'peers verify'."
+        ),
+    )
 
 
 def _stand(

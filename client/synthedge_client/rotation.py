@@ -226,6 +226,14 @@ def confirm(connection: sa.Connection, peer: str) -> bytes:
     return key
 
 
+def retire_peer(connection: sa.Connection, peer: str) -> None:
+    """Keep a peer's pinned keys among the replaced ones: what was signed with them can still be read."""
+    _retire(
+        connection,
+        connection.execute(sa.select(store.peers).where(store.peers.c.site == peer)).one(),
+    )
+
+
 def require_settled(connection: sa.Connection, peer: str) -> None:
     """Refuse to begin anything with a peer whose announced key nobody compared.
 

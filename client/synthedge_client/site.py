@@ -192,7 +192,7 @@ class Site:
                 "fingerprint": fingerprint(row.statement_public_key),
                 "verified": row.verified_at_ms is not None,
                 "pending": fingerprint(row.pending_public_key) if row.pending_public_key else "",
-                "problem": row.problem or "",
+                "problem": row.problem or row.standing or "",
             }
             for row in rows
         ]

@@ -26,6 +26,9 @@ app.add_typer(cli_watch.audit_app, name="audit")
 
 Dir = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
+Reason = Annotated[
+    str, typer.Option("--reason", help="Goes to the sites that share transfers with it.")
+]
 HERE = Path()
 
 
@@ -111,21 +114,27 @@ def sites(context: typer.Context, folder: Dir = HERE, as_json: Json = False) -> 
 
 
 @sites_app.command()
-def suspend(site: str, folder: Dir = HERE, as_json: Json = False) -> None:
+def suspend(site: str, reason: Reason = "", folder: Dir = HERE, as_json: Json = False) -> None:
     """Answer no call of a site and release no key to or from it until it is resumed."""
-    _set_state(folder, site, "suspended", as_json)
+    _set_state(folder, site, "suspended", reason, as_json)
 
 
 @sites_app.command()
-def resume(site: str, folder: Dir = HERE, as_json: Json = False) -> None:
+def resume(site: str, reason: Reason = "", folder: Dir = HERE, as_json: Json = False) -> None:
     """Let a suspended site in again."""
-    _set_state(folder, site, "active", as_json)
+    _set_state(folder, site, "active", reason, as_json)
 
 
 @sites_app.command()
-def revoke(site: str, folder: Dir = HERE, as_json: Json = False) -> None:
-    """Shut a site out for ever and end its unfinished transfers."""
-    _set_state(folder, site, "revoked", as_json)
+def revoke(site: str, reason: Reason = "", folder: Dir = HERE, as_json: Json = False) -> None:
+    """Shut a site out for ever; end its transfers, active ones too, since no withdrawal would reach them."""
+    _set_state(folder, site, "revoked", reason, as_json)
+
+
+@sites_app.command("reset-keys")
+def reset_keys(site: str, reason: Reason = "", folder: Dir = HERE, as_json: Json = False) -> None:
+    """Let a site that lost its keys, or left, enrol anew under its id: end its transfers, then invite it."""
+    _set_state(folder, site, "reset", reason, as_json)
 
 
 @app.command()
@@ -164,10 +173,10 @@ def status(folder: Dir = HERE, as_json: Json = False) -> None:
     emit(data, "\n".join(f"{key}: {value}" for key, value in data.items()), as_json=as_json)
 
 
-def _set_state(folder: Path, site: str, state: str, as_json: bool) -> None:
+def _set_state(folder: Path, site: str, state: str, reason: str, as_json: bool) -> None:
     from synthedge_server.operations import set_site_state
 
-    n_ended = set_site_state(CoordinatorFolder(folder), site, state)
+    n_ended = set_site_state(CoordinatorFolder(folder), site, state, reason)
     emit(
         {"site": site, "state": state, "transfers_ended": n_ended},
         f"site '{site}' is {state}; {n_ended} transfers ended",
