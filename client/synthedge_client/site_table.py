@@ -102,7 +102,7 @@ class SiteTable:
         Parameters
         ----------
         rows : DataFrame
-            Holds the mapped columns, as `to_own_rows` or the site's file has them.
+            Mapped columns, as `to_own_rows` or the site's file has them; one that is not there is missing.
 
         Returns
         -------
@@ -115,6 +115,8 @@ class SiteTable:
         """
         values = np.full((len(rows), len(self.dictionary.features)), np.nan)
         for column_map in self.maps:
+            if column_map.column not in rows:
+                continue  # rows that came under an older dictionary may lack a feature
             cells = _cells(rows[column_map.column])
             values[:, self.dictionary.index(column_map.feature)] = column_map.to_dictionary(cells)
         return values

@@ -96,7 +96,8 @@ def value_problems(feature: Feature, column_map: ColumnMap, column: FloatArray) 
         )
         problems.append(Problem(about, found, n_missing, False))
     problems += _implausible(feature, column_map, column)
-    present = column[~np.isnan(column)]
+    low, high = feature.plausible or (-np.inf, np.inf)
+    present = column[(column >= low) & (column <= high)]
     has_own_unit = column_map.coding == AffineUnit()
     if feature.kind == "integer" and has_own_unit and (fractional := present % 1 != 0).any():
         found = "not whole numbers, which the dictionary expects; they are rounded when they leave"

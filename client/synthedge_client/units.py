@@ -101,7 +101,11 @@ def _bridge(source: Any, target: Any, feature: Feature, own_unit: str) -> Any:
     if feature.molar_mass_g_mol is not None:
         registry = _registry()
         molar_mass = feature.molar_mass_g_mol * registry.gram / registry.mole
-        for factor in (molar_mass, 1 / molar_mass):
+        factors: tuple[Any, ...] = (molar_mass, 1 / molar_mass)
+        # Of a temperature there is no amount; pint multiplies none that has an offset.
+        if source.is_compatible_with(registry.kelvin):
+            factors = ()
+        for factor in factors:
             if (source * factor).is_compatible_with(target):
                 return factor
     hint = (

@@ -106,12 +106,14 @@ def accept_dictionary(folder: Path, dictionary: str) -> None:
 
 
 @contextmanager
-def sites(parent: Path, dictionary: str, **tables: pd.DataFrame) -> Iterator[list[Site]]:
+def sites(
+    parent: Path, dictionary: str, settings: str = "", **tables: pd.DataFrame
+) -> Iterator[list[Site]]:
     """Opened sites that accepted a dictionary, know each other and compared keys; no coordinator."""
     opened: list[Site] = []
     with ExitStack() as stack:
         for name, rows in tables.items():
-            folder = make_site(parent, name, rows)
+            folder = make_site(parent, name, rows, settings)
             accept_dictionary(folder, dictionary)
             opened.append(stack.enter_context(open_site(folder)))
         directory = wire.Directory(sites=[site_keys(site) for site in opened])
@@ -210,7 +212,12 @@ def edit(site: Site, **columns: Any) -> None:
 
 def asked(north: Site, south: Site, **changes: Any) -> Transfer:
     """A request of north's that has arrived at south; south's record of it."""
-    arguments: dict[str, Any] = {"rows": 5, "purpose": "DUO:0000007", "voxel": MALE_HIGH}
+    arguments: dict[str, Any] = {
+        "rows": 5,
+        "purpose": "DUO:0000007",
+        "voxel": MALE_HIGH,
+        "accept_if_gate_passes": True,
+    }
     grid = north.grid("sex x bp")
     identifier = request(north, steward(), donor="south", grid=grid, **{**arguments, **changes})
     assert arrives(south, statement=queued(north)[-1]) is None
