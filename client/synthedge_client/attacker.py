@@ -102,6 +102,10 @@ class Reader:
         self._sums = self._voxel_sums()
         self._totals = self._total_rows()
 
+    def exists(self, group: Group) -> bool:
+        """Whether a patient can be there at all; nobody without a sex is in a voxel of sex and age."""
+        return bool(self._indicator(group).any())
+
     def bounds(self, group: Group) -> tuple[int, int]:
         """The least and the largest count of a group that fits everything."""
         cost = self._indicator(group)

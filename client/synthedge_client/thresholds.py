@@ -14,6 +14,7 @@ Rules
   fewer patients are alike.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -169,7 +170,9 @@ class _Protector:
     def suppress_complements(self) -> None:
         """Suppress until no small class can be told from any other small count.
 
-        One pass is enough: suppressing one more voxel only adds to what is possible.
+        What is suppressed follows from what the reader knows at that point, never from a true count: else the
+        suppression itself would tell. One pass is enough, since suppressing one more voxel only adds to what
+        is possible.
         """
         known = [self._known(g) for g in range(len(self.grids))]
         reader = Reader(self.grids, known, len(self.positive))
@@ -177,6 +180,8 @@ class _Protector:
             largest = min(self.k - 1, len(self.positive))
             for count in (0, largest):
                 while not reader.is_possible(group, count):
+                    if MISSING in group.voxels.values() and reader.bounds(group)[0] >= self.k:
+                        break  # not small, as everybody can see
                     g, voxel = self._choose(reader, group, upwards=count > 0)
                     self.suppressed[g][voxel] = True
                     self.reasons[g][voxel] = f"would tell how few {self._in_words(group)} are"
@@ -200,38 +205,30 @@ class _Protector:
         return Known(np.maximum(low, 0.0), high, np.maximum(least, 0.0))
 
     def _small_groups(self, reader: Reader) -> Iterator[Group]:
-        """Every class with fewer than k patients, of voxels that are not empty, and of missing values."""
+        """Every class that is told as a band or suppressed as small, and every class of missing values."""
         for g in range(len(self.grids)):
             for voxel in np.flatnonzero(self.counts[g].sum(axis=0) > 0):
                 for label in (POSITIVE, NEGATIVE):
                     if self.counts[g][label, voxel] < self.k:
                         yield Group(label, {g: int(voxel)})
         for part in reader.parts:
-            for g in part:
-                yield from self._small_rest({g: MISSING})
-                for h in part:
-                    if h != g:
-                        for voxel in range(self.counts[h].shape[1]):
-                            yield from self._small_rest({g: MISSING, h: voxel})
-
-    def _small_rest(self, where: dict[int, int]) -> Iterator[Group]:
-        inside = np.ones(len(self.positive), dtype=np.bool_)
-        for g, voxel in where.items():
-            inside &= self.voxels[:, g] == voxel
-        if not inside.any():
-            return
-        n_positive = int(self.positive[inside].sum())
-        for label, n in ((POSITIVE, n_positive), (NEGATIVE, int(inside.sum()) - n_positive)):
-            if n < self.k:
-                yield Group(label, where)
+            for g, h in itertools.product(part, part):
+                if g == h:
+                    places = [{g: MISSING}]
+                else:
+                    filled = np.flatnonzero(self.counts[h].sum(axis=0) > 0)
+                    places = [{g: MISSING, h: int(voxel)} for voxel in filled]
+                for place in places:
+                    if reader.exists(Group(POSITIVE, place)):
+                        yield Group(POSITIVE, place)
+                        yield Group(NEGATIVE, place)
 
     def _choose(self, reader: Reader, group: Group, *, upwards: bool) -> tuple[int, int]:
-        """The voxel to give up: of those that bind, the one with the fewest patients."""
+        """The voxel to give up: of those that bind, the one told with the fewest patients."""
 
         def may_go(g: int, voxel: int) -> bool:
-            # What an earlier release said cannot be taken back, and a voxel does not hide itself.
-            is_own = len(group.voxels) == 1 and group.voxels.get(g) == voxel
-            return bool(self.fresh[g][voxel] and not self.suppressed[g][voxel] and not is_own)
+            # What an earlier release said cannot be taken back.
+            return bool(self.fresh[g][voxel] and not self.suppressed[g][voxel])
 
         binding = [place for place in reader.binding(group, upwards=upwards) if may_go(*place)]
         everywhere = [
@@ -246,7 +243,8 @@ class _Protector:
                 f"together with the release before, a report would tell how few {self._in_words(group)} are; "
                 "publish when more patients were added, or under the next dictionary"
             )
-        return min(candidates, key=lambda place: int(self.counts[place[0]][:, place[1]].sum()))
+        told = [self._told(g).sum(axis=0) for g in range(len(self.grids))]
+        return min(candidates, key=lambda place: float(told[place[0]][place[1]]))
 
     def _in_words(self, group: Group) -> str:
         label = "positives" if group.label == POSITIVE else "negatives"
@@ -261,11 +259,17 @@ class _Protector:
     def protected(self) -> list[ProtectedCounts]:
         """The counts as they may be looked at."""
         found = []
-        for counts, hidden, reasons in zip(self.counts, self.suppressed, self.reasons, strict=True):
-            told = np.where(counts < self.k, (self.k - 1) / 2, _rounded(counts, self.k))
-            told[:, hidden | (counts.sum(axis=0) == 0)] = 0.0
+        for g, (hidden, reasons) in enumerate(zip(self.suppressed, self.reasons, strict=True)):
+            told = self._told(g)
             found.append(ProtectedCounts(told[0], told[1], hidden, tuple(reasons)))
         return found
+
+    def _told(self, g: int) -> FloatArray:
+        """Figures of a grid, shape (2, n_voxels); 0 where suppressed or empty."""
+        counts, k = self.counts[g], self.k
+        told: FloatArray = np.where(counts < k, (k - 1) / 2, _rounded(counts, k))
+        told[:, self.suppressed[g] | (counts.sum(axis=0) == 0)] = 0.0
+        return told
 
     def figures(self) -> dict[str, Figures]:
         """What the next release is held against."""
