@@ -33,7 +33,10 @@ class Duties:
 
     def first(self, site: Site) -> bool:
         """Carry out withdrawals of received rows; True if there were any."""
-        return carry_out_notices(site)
+        done = carry_out_notices(site)
+        if done:
+            site.store.scrub()
+        return done
 
     def then(self, site: Site) -> bool:
         """Send withdrawals of rows that left, and purge what was kept long enough; True if there were any."""
@@ -41,6 +44,8 @@ class Duties:
         if time.monotonic() >= self._retention_at:
             self._retention_at = time.monotonic() + RETENTION_EVERY_S
             done = purge_expired(site)
+            if done:
+                site.store.scrub()
         state = _what_consents_depend_on(site)
         if state != self._compared:
             self._compared = state

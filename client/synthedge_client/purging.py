@@ -182,7 +182,9 @@ def purge_transfer(site: Site, transfer: Transfer, steward: Steward, reason: str
                 f"transfer {transfer.short_id} is {transfer.state} and this site its {transfer.role}; "
                 "only received rows that are active can be purged"
             )
-        return _purge_all(site, connection, transfer, steward.label, reason)
+        report = _purge_all(site, connection, transfer, steward.label, reason)
+    site.store.scrub()
+    return report
 
 
 def purge_expired(site: Site) -> bool:

@@ -110,6 +110,7 @@ transfers = sa.Table(
     sa.Column("payload", sa.LargeBinary),  # donor: manifest and samples, encrypted, until uploaded
     sa.Column("shipment", sa.LargeBinary),
     sa.Column("rows", sa.Integer),  # prepared, or received
+    sa.Column("gate", sa.Text),  # recipient: what the gate found, once a delivery passed it
     sa.Column("reason", sa.Text),
     sa.Column("problem", sa.Text),  # what the agent could not get past, until the next change
     sa.Column("created_at_ms", sa.Integer, nullable=False),
@@ -237,6 +238,14 @@ class Store:
         """Look at the state."""
         with self._engine.connect() as connection:
             yield connection
+
+    def scrub(self) -> None:
+        """Empty the write-ahead log: it holds pages as they were before rows were deleted.
+
+        Nothing happens while another process reads; its own next change then does it.
+        """
+        with self._engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         """Release the file."""

@@ -285,7 +285,7 @@ async def test_nothing_is_filled_while_the_inbox_may_hide_a_withdrawal(
         store.set_fact(connection, "inbox_read_at_ms", str(store.now_ms()))
     assert fill_site(north, tmp_path / "filled.csv", seed=1)["received"] == 5
     # A site that received nothing needs nobody's leave.
-    assert fill_site(south, tmp_path / "south.csv", seed=1)["received"] == 0
+    assert fill_site(south, tmp_path / "filled-south.csv", seed=1)["received"] == 0
 
 
 async def test_overdue_is_shown_everywhere_and_only_a_receipt_ends_it(
