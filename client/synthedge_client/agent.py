@@ -191,6 +191,8 @@ class Agent:
         for transfer in transfers:
             if transfer.state is State.PREPARED and transfer.role == "donor":
                 progress |= self._lapse_if_late(transfer)
+            elif transfer.gate is not None and transfer.state is State.DELIVERED:
+                continue  # it passed the gate and waits for this site's steward
             elif transfer.state in _AGENT_MOVES[transfer.role] and self._attempts.is_due(transfer):
                 progress |= self._try(transfer)
         return progress

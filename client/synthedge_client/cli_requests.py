@@ -17,6 +17,8 @@ from synthedge_client.cli_options import (
 )
 from synthedge_client.console import emit
 
+ReasonOption = Annotated[str, typer.Option(help="Goes to the other side; name no patient.")]
+
 app = typer.Typer(help="Requests for samples, made and received.", no_args_is_help=True)
 
 
@@ -28,6 +30,13 @@ def requests_new(
     rows: Annotated[int, typer.Option(min=1, help="How many samples at the most.")],
     purpose: Annotated[str, typer.Option(help="Data Use Ontology code, for example DUO:0000007.")],
     steward: StewardOption,
+    accept_if_gate_passes: Annotated[
+        bool,
+        typer.Option(
+            "--accept-if-gate-passes",
+            help="Take the rows in once the gate lets them pass, without 'requests accept'.",
+        ),
+    ] = False,
     donor: Annotated[
         str | None, typer.Option(help="Ask this site, instead of the best match not asked yet.")
     ] = None,
@@ -51,6 +60,7 @@ def requests_new(
             voxel=region.voxel,
             rows=rows,
             purpose=purpose,
+            accept_if_gate_passes=accept_if_gate_passes,
         )
     emit(
         {
@@ -160,22 +170,26 @@ def requests_approve(
 
     with open_site(dir) as site:
         transfer = transfer_named(site, id)
-        approve(
+        is_complete = approve(
             site,
             transfer,
             open_steward(site.settings.keys, steward, read_passphrase(passphrase_file)),
         )
     emit(
-        {"transfer_id": transfer.id.hex(), "rows": transfer.rows},
+        {"transfer_id": transfer.id.hex(), "rows": transfer.rows, "complete": is_complete},
         as_json=json,
-        render=lines(f"Approved: {transfer.rows} rows go sealed to '{transfer.peer}'."),
+        render=lines(
+            f"Approved: {transfer.rows} rows go sealed to '{transfer.peer}'."
+            if is_complete
+            else "Signed. Another steward has to approve too before anything leaves."
+        ),
     )
 
 
 @app.command("decline")
 def requests_decline(
     id: Annotated[str, typer.Argument(help="The first digits of the id.")],
-    reason: Annotated[str, typer.Option(help="Goes to the other side; name no patient.")],
+    reason: ReasonOption,
     steward: StewardOption,
     passphrase_file: PassphraseOption = None,
     dir: FolderOption = HERE,
@@ -195,3 +209,88 @@ def requests_decline(
             reason,
         )
     emit({"transfer_id": transfer.id.hex()}, as_json=json, render=lines("Declined."))
+
+
+@app.command("accept")
+def requests_accept(
+    id: Annotated[str, typer.Argument(help="The first digits of the id.")],
+    steward: StewardOption,
+    passphrase_file: PassphraseOption = None,
+    dir: FolderOption = HERE,
+    json: JsonOption = False,
+) -> None:
+    """Take in a delivery that passed the gate ('requests show' says what the gate found); the receipt is signed."""
+    from synthedge_client.accepting import accept
+    from synthedge_client.keystore import open_steward
+    from synthedge_client.site import open_site
+
+    with open_site(dir) as site:
+        transfer = transfer_named(site, id)
+        accept(
+            site,
+            transfer,
+            open_steward(site.settings.keys, steward, read_passphrase(passphrase_file)),
+        )
+    emit(
+        {"transfer_id": transfer.id.hex(), "rows": transfer.rows},
+        as_json=json,
+        render=lines(f"Accepted: {transfer.rows} rows from '{transfer.peer}' are active."),
+    )
+
+
+@app.command("refuse")
+def requests_refuse(
+    id: Annotated[str, typer.Argument(help="The first digits of the id.")],
+    reason: ReasonOption,
+    steward: StewardOption,
+    passphrase_file: PassphraseOption = None,
+    dir: FolderOption = HERE,
+    json: JsonOption = False,
+) -> None:
+    """Delete a delivery that passed the gate, and say so to the donor."""
+    from synthedge_client.accepting import refuse
+    from synthedge_client.keystore import open_steward
+    from synthedge_client.site import open_site
+
+    with open_site(dir) as site:
+        transfer = transfer_named(site, id)
+        refuse(
+            site,
+            transfer,
+            open_steward(site.settings.keys, steward, read_passphrase(passphrase_file)),
+            reason,
+        )
+    emit(
+        {"transfer_id": transfer.id.hex()},
+        as_json=json,
+        render=lines("Refused; the rows are deleted."),
+    )
+
+
+@app.command("cancel")
+def requests_cancel(
+    id: Annotated[str, typer.Argument(help="The first digits of the id.")],
+    reason: ReasonOption,
+    steward: StewardOption,
+    passphrase_file: PassphraseOption = None,
+    dir: FolderOption = HERE,
+    json: JsonOption = False,
+) -> None:
+    """Call a transfer off: the recipient until it is delivered, the donor after its approval."""
+    from synthedge_client.cancelling import cancel
+    from synthedge_client.keystore import open_steward
+    from synthedge_client.site import open_site
+
+    with open_site(dir) as site:
+        transfer = transfer_named(site, id)
+        cancel(
+            site,
+            transfer,
+            open_steward(site.settings.keys, steward, read_passphrase(passphrase_file)),
+            reason,
+        )
+    emit(
+        {"transfer_id": transfer.id.hex()},
+        as_json=json,
+        render=lines("Cancelled; the other side is told."),
+    )

@@ -16,14 +16,22 @@ import sqlalchemy as sa
 from google.protobuf.message import DecodeError
 
 from synthedge_client import outbound, store
+from synthedge_client.accepting import settle
 from synthedge_client.connection import Connection
+from synthedge_client.deciding import Decider, GateItself, RequestItself
 from synthedge_client.gate import GateResult, check_delivery
 from synthedge_client.inbound import verify_from_peer
 from synthedge_client.received import ReceivedSamples, keep_samples, received_before
 from synthedge_client.sealed_files import incoming_file, open_private
 from synthedge_client.site import Site
 from synthedge_client.site_table import SiteTable, load_site_table
-from synthedge_client.transfers import Transfer, move, region_of, sealing_context
+from synthedge_client.transfers import (
+    Transfer,
+    move,
+    note_passed_gate,
+    region_of,
+    sealing_context,
+)
 from synthedge_client.withdrawn import refuse_withdrawn
 from synthedge_protocols.compression import decompress
 from synthedge_protocols.errors import (
@@ -117,25 +125,22 @@ def _take_in(site: Site, transfer: Transfer, signed: pb.SignedStatement, path: P
             if gate.accepted:
                 keep_samples(site, transaction, transfer, table, samples)
                 n_rows = len(samples.tokens)
-        receipt = site.sign(
-            pb.Receipt(
-                transfer_id=transfer.id,
-                ciphertext_digest=shipment.ciphertext_digest if shipment else bytes(32),
-                rows=n_rows,
-                accepted=gate.accepted,
-                reason=gate.reason,
-            ),
-        )
-        move(
+        decider: Decider = GateItself()
+        if gate.accepted:
+            note_passed_gate(transaction, transfer, gate.reason, n_rows)
+            if not transfer.request.accept_if_gate_passes:
+                return
+            decider = RequestItself()
+        settle(
+            site,
             transaction,
             transfer,
-            Event.ACCEPT if gate.accepted else Event.REFUSE,
-            Party.RECIPIENT,
-            "gate",
+            decider,
+            accepted=gate.accepted,
             reason=gate.reason,
             rows=n_rows,
+            ciphertext_digest=shipment.ciphertext_digest if shipment else bytes(32),
         )
-        outbound.enqueue(transaction, "receipt", receipt, "agent")
 
 
 def _check(

@@ -14,10 +14,18 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from synthedge_client import outbound, store
+from synthedge_client.deciding import Decider, check_reason
 from synthedge_client.keystore import Steward
 from synthedge_client.site import Site
 from synthedge_client.site_table import SiteTable, load_site_table
-from synthedge_client.transfers import Transfer, move, region_of
+from synthedge_client.transfers import (
+    Transfer,
+    first_approval,
+    keep_first_approval,
+    move,
+    region_of,
+)
+from synthedge_client.two_person import is_complete, sign_once_more
 from synthedge_client.withdrawn import withdrawn_tags
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.errors import LifecycleError
@@ -128,13 +136,19 @@ def prepare(site: Site, transfer: Transfer, who: str) -> pb.TransferPayload:
     return payload
 
 
-def approve(site: Site, transfer: Transfer, steward: Steward) -> None:
-    """Sign the prepared manifest; the agent seals and ships it.
+def approve(site: Site, transfer: Transfer, decider: Decider) -> bool:
+    """Sign the prepared manifest; the agent seals and ships it once every signature is there.
+
+    Returns
+    -------
+    bool
+        False: by the two-person rule another steward has to sign too.
 
     Raises
     ------
     RefusedError
-        If the recipient's key was not compared, nothing is prepared, or a consent was lost since.
+        If the recipient's key was not compared, nothing is prepared, a consent was lost since, or the
+        same steward signs twice.
     LifecycleError
         If the transfer is past its approval or ended.
     """
@@ -148,25 +162,30 @@ def approve(site: Site, transfer: Transfer, steward: Steward) -> None:
                 f"{n_lost} of the prepared patients no longer consent; "
                 f"run 'synthedge site requests prepare {transfer.short_id}' again"
             )
-        signed = steward.sign(
-            site,
-            pb.Approval(
-                transfer_id=transfer.id,
-                request_digest=outbound.sha256(transfer.signed_request.statement),
-                manifest_commitment=outbound.commitment(payload),
-                rows=pb.Manifest.FromString(payload.manifest).rows,
-            ),
+        body = pb.Approval(
+            transfer_id=transfer.id,
+            request_digest=outbound.sha256(transfer.signed_request.statement),
+            manifest_commitment=outbound.commitment(payload),
+            rows=pb.Manifest.FromString(payload.manifest).rows,
         )
+        if isinstance(decider, Steward):
+            signed = sign_once_more(site, decider, body, first_approval(connection, transfer))
+            if not is_complete(site, body):
+                keep_first_approval(connection, transfer, signed, decider.label)
+                return False
+        else:
+            signed = decider.sign(site, body)
         move(
             connection,
             transfer,
             Event.APPROVE,
             Party.DONOR,
-            steward.name,
+            decider.label,
             approval=signed.SerializeToString(),
             reason="",
         )
-        outbound.enqueue(connection, "approval", signed, steward.name)
+        outbound.enqueue(connection, "approval", signed, decider.label)
+    return True
 
 
 def prepared_payload(
@@ -208,7 +227,10 @@ def decline(site: Site, transfer: Transfer, steward: Steward, reason: str) -> No
     ------
     LifecycleError
         If the transfer cannot be declined any more.
+    UsageError
+        If the reason is empty or too long.
     """
+    check_reason(reason)
     site = site.under(transfer.dictionary_digest)
     with site.store.write() as connection:
         signed = steward.sign(
@@ -220,12 +242,12 @@ def decline(site: Site, transfer: Transfer, steward: Steward, reason: str) -> No
             transfer,
             Event.DECLINE,
             Party.DONOR,
-            steward.name,
+            steward.label,
             reason=reason,
             payload=None,
         )
         forget_selection(connection, transfer)
-        outbound.enqueue(connection, "ending", signed, steward.name)
+        outbound.enqueue(connection, "ending", signed, steward.label)
 
 
 def lost_consents(site: Site, connection: sa.Connection, transfer: Transfer) -> int:
@@ -278,6 +300,7 @@ def lapse(connection: sa.Connection, transfer: Transfer, who: str, reason: str) 
         who,
         reason=reason,
         payload=None,
+        approval=None,
         rows=None,
     )
     forget_selection(connection, transfer)

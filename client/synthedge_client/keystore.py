@@ -193,6 +193,11 @@ class Steward:
     name: str
     key: StatementKey = field(repr=False)
 
+    @property
+    def label(self) -> str:
+        """Name and key, as the audit writes them."""
+        return f"{self.name} (key {self.key.fingerprint})"
+
     def sign(self, site: "Site", payload: "Message") -> pb.SignedStatement:
         """Sign a decision, with the site's certificate of this steward's key."""
         now = store.now_ms()

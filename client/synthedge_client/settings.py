@@ -50,7 +50,7 @@ class SiteSettings:
     """One site's folder and its site.toml.
 
     Patients' consents stand in one place: the column `consent` of the table, or, where that is empty,
-    the file `consent_register`.
+    the file `consent_register`. `approvals` is how many stewards must sign before rows leave, 1 or 2.
     """
 
     folder: Path
@@ -62,6 +62,7 @@ class SiteSettings:
     label: LabelSettings = field(default_factory=LabelSettings)
     columns: dict[str, ColumnSettings] = field(default_factory=dict)
     disclosure: DisclosureSettings = field(default_factory=DisclosureSettings)
+    approvals: int = 1
     # Features of every dictionary the site was told of: [columns] may describe them.
     known_features: frozenset[str] = frozenset()
 
@@ -93,7 +94,7 @@ def load_settings(folder: Path) -> SiteSettings:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TableError(f"{path} is not valid TOML ({error}); correct it") from None
-    _only(document, {"site", "consent", "label", "columns", "disclosure"}, str(path))
+    _only(document, {"site", "consent", "stewards", "label", "columns", "disclosure"}, str(path))
     site = _table(document, "site", path)
     _only(site, {"id", "data", "patient_id", "consent"}, f"[site] of {path}")
     for key in ("id", "data", "patient_id"):
@@ -111,7 +112,19 @@ def load_settings(folder: Path) -> SiteSettings:
         label=_label(_table(document, "label", path), path),
         columns={name: _column(name, table, path) for name, table in columns.items()},
         disclosure=_disclosure(_table(document, "disclosure", path), path),
+        approvals=_approvals(_table(document, "stewards", path), path),
     )
+
+
+def _approvals(table: dict[str, Any], path: Path) -> int:
+    where = f"[stewards] of {path}"
+    _only(table, {"approvals"}, where)
+    approvals = table.get("approvals", 1)
+    if type(approvals) is not int or approvals not in (1, 2):
+        raise TableError(
+            f"approvals in {where} must be 1 or 2: how many stewards approve a transfer"
+        )
+    return approvals
 
 
 def _consent(site: dict[str, Any], table: dict[str, Any], path: Path) -> tuple[str, Path | None]:

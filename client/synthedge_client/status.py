@@ -5,6 +5,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from synthedge_client import store
+from synthedge_client.dictionaries import standing
 from synthedge_client.donating import eligible_rows
 from synthedge_client.releases import FROZEN, report_state, state_in_words
 from synthedge_client.site import Site
@@ -20,7 +21,7 @@ _WAITS_FOR = {
     State.PREPARED: {"donor": "our steward: requests approve"},
     State.APPROVED: {"donor": "our agent", "recipient": "the donor's agent"},
     State.SEALED: {"donor": "our agent"},
-    State.RELAYED: {"donor": "the recipient's agent", "recipient": "our agent"},
+    State.RELAYED: {"donor": "the recipient", "recipient": "our agent"},
     State.DELIVERED: {"recipient": "our agent"},
 }
 
@@ -38,6 +39,7 @@ def summarise(site: Site) -> dict[str, Any]:
         unverified = _count(connection, store.peers, store.peers.c.verified_at_ms.is_(None))
         refused_peers = _count(connection, store.peers, store.peers.c.problem.is_not(None))
         n_peers = _count(connection, store.peers, sa.true())
+        dictionary = standing(connection)
         n_hints = _count(connection, store.hints, store.hints.c.kind == "profile")
         reports_sent = _count(
             connection,
@@ -49,6 +51,7 @@ def summarise(site: Site) -> dict[str, Any]:
         "consortium": site.consortium,
         "fingerprint": site.fingerprint,
         "certificate_expires": site.keys.certificate_expires.isoformat(),
+        "dictionary": dictionary,
         "peers": n_peers,
         "peers_unverified": unverified,
         "peers_refused": refused_peers,
@@ -85,6 +88,8 @@ def _count(connection: sa.Connection, table: sa.Table, where: sa.ColumnElement[b
 def _waits_for(transfer: Transfer) -> str:
     if transfer.state is State.PREPARED and not transfer.has_manifest:
         return "our steward: requests prepare"  # it was taken back after an approval
+    if transfer.state is State.DELIVERED and transfer.gate:
+        return "our steward: requests accept or refuse"
     return _WAITS_FOR.get(transfer.state, {}).get(transfer.role, "")
 
 

@@ -33,6 +33,8 @@ class Transfer:
         ``donor`` or ``recipient``: this site's own.
     rows : int or None
         Prepared, or received.
+    gate : str or None
+        At the recipient: what the gate found in a delivery that passed it.
     reason : str or None
         Why it is where it is: a steward's, the gate's or the coordinator's words.
     problem : str or None
@@ -48,6 +50,7 @@ class Transfer:
     request: pb.TransferRequest
     signed_request: pb.SignedStatement
     rows: int | None
+    gate: str | None
     reason: str | None
     problem: str | None
     has_manifest: bool
@@ -118,6 +121,7 @@ def _decode(row: sa.Row[tuple[object, ...]]) -> Transfer:
         request=pb.TransferRequest.FromString(statement.payload),
         signed_request=signed,
         rows=m["rows"],
+        gate=m["gate"],
         reason=m["reason"],
         problem=m["problem"],
         has_manifest=m["payload"] is not None,
@@ -219,6 +223,37 @@ def move(
         **({} if reason is None else {"reason": reason}),
     )
     return state
+
+
+def first_approval(connection: sa.Connection, transfer: Transfer) -> bytes | None:
+    """The approval that waits for a second steward's signature, if there is one."""
+    approval: bytes | None = connection.execute(
+        sa.select(store.transfers.c.approval).where(store.transfers.c.transfer_id == transfer.id)
+    ).scalar_one()
+    return approval if transfer.state is State.PREPARED else None
+
+
+def keep_first_approval(
+    connection: sa.Connection, transfer: Transfer, signed: pb.SignedStatement, who: str
+) -> None:
+    """Keep the first of two signatures; the transfer does not move yet."""
+    _update(connection, transfer, {"approval": signed.SerializeToString()})
+    store.record(connection, "transfer approved by the first", who, transfer_id=transfer.id.hex())
+
+
+def note_passed_gate(
+    connection: sa.Connection, transfer: Transfer, findings: str, n_rows: int
+) -> None:
+    """Keep what the gate found in a delivery it let pass: somebody decides on it, later or at once."""
+    _update(connection, transfer, {"gate": findings, "rows": n_rows, "problem": None})
+    store.record(
+        connection,
+        "gate passed",
+        "gate",
+        transfer_id=transfer.id.hex(),
+        rows=n_rows,
+        findings=findings,
+    )
 
 
 def note_problem(connection: sa.Connection, transfer: Transfer, problem: str) -> None:

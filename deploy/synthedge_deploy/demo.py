@@ -351,7 +351,8 @@ class _People:
         try:
             asked = self._at(
                 recipient, "requests", "new", gap["id"],
-                "--rows", str(wanted), "--purpose", PURPOSE, *self._sign(),
+                "--rows", str(wanted), "--purpose", PURPOSE, "--accept-if-gate-passes",
+                *self._sign(),
             )  # fmt: skip
         except CommandRefusedError as refused:
             self.story.print(f"  {refused}")

@@ -56,6 +56,7 @@ def ask(north: Site, rows: int = 5) -> bytes:
         voxel=MALE_HIGH,
         rows=rows,
         purpose="DUO:0000007",
+        accept_if_gate_passes=True,
     )
 
 
@@ -195,6 +196,7 @@ async def test_a_refused_request_is_cancelled_with_the_reason(pair: Pair) -> Non
         voxel=3,
         rows=5,
         purpose="DUO:0000007",
+        accept_if_gate_passes=True,
     )
 
     await exchange(north)

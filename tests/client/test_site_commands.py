@@ -167,6 +167,7 @@ def test_a_request_for_what_is_not_there_is_told(folder: Path, run: Run) -> None
     ):
         code, _, err = run(
             "requests", "new", gap, "--rows", 5, "--purpose", "DUO:0000007", "--dir", folder,
+            "--accept-if-gate-passes",
             *signed_by(folder),
         )  # fmt: skip
         assert (code, said in err) == (1 if gap == "bp/1" else 4, True), err

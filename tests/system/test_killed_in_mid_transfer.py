@@ -62,6 +62,7 @@ class Crashes:
     def ask(self) -> str:
         asked = self._at(
             RECIPIENT, "requests", "new", REGION, "--rows", "20", "--purpose", PURPOSE,
+            "--accept-if-gate-passes",
             "--donor", DONOR, signed=True,
         )  # fmt: skip
         return str(asked["transfer_id"])
