@@ -152,6 +152,17 @@ def require_accepted(connection: sa.Connection) -> None:
         )
 
 
+def standing(connection: sa.Connection) -> str:
+    """Which version the site works under, and whether one waits; one line for `status`."""
+    now, newest = in_force(connection), list_known(connection)[-1]
+    words = f"version {now.version}"
+    if now.is_accepted:
+        words += f", accepted by {now.accepted_by}"
+    if not newest.is_accepted:
+        words += f"; version {newest.version} waits for our steward: dictionary accept"
+    return words
+
+
 def choose(connection: sa.Connection, version: int | None) -> KnownDictionary:
     """The dictionary of a version; without one the newest.
 

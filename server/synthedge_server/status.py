@@ -7,10 +7,10 @@ from sqlalchemy import func, select
 
 from synthedge_core.dictionary import parse_dictionary
 from synthedge_protocols.certificates import load_certificate
-from synthedge_server import store
+from synthedge_server import dictionaries, store
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.ledger import system_clock
-from synthedge_server.operations import current_dictionary, reading
+from synthedge_server.operations import reading
 from synthedge_server.settings import read_settings
 from synthedge_server.withdrawals import open_withdrawals
 
@@ -33,7 +33,6 @@ def read_status(folder: CoordinatorFolder, now_ms: int | None = None) -> dict[st
     """
     settings = read_settings(folder.settings)
     now = system_clock() if now_ms is None else now_ms
-    dictionary = parse_dictionary(current_dictionary(folder))
     spooled = list(folder.spool.iterdir()) if folder.spool.exists() else []
     with reading(folder) as engine, engine.connect() as connection:
         states = {
@@ -49,6 +48,12 @@ def read_status(folder: CoordinatorFolder, now_ms: int | None = None) -> dict[st
             select(func.count()).select_from(store.reports).where(store.reports.c.is_current)
         ).scalar_one()
         n_events = connection.execute(select(func.count()).select_from(store.events)).scalar_one()
+        version = dictionaries.newest(connection)
+        behind = [
+            row["site"]
+            for row in dictionaries.acceptances(connection, version.digest)
+            if row["accepted_at_ms"] is None
+        ]
         waiting = open_withdrawals(connection)
         standings = {
             row.site: f"{row.state}: {row.reason}" if row.reason else row.state
@@ -56,12 +61,15 @@ def read_status(folder: CoordinatorFolder, now_ms: int | None = None) -> dict[st
                 select(store.sites).where(store.sites.c.state != "active").order_by("site")
             )
         }
+    dictionary = parse_dictionary(version.toml)
     data: dict[str, Any] = {
         "consortium": settings.consortium,
         "listen": str(settings.listen),
         "enrolment_listen": str(settings.enrolment_listen),
         "dictionary": dictionary.name,
+        "dictionary_version": version.version,
         "dictionary_digest": dictionary.digest,
+        "dictionary_not_accepted_by": behind,
         "sites": n_sites,
         "current_reports": n_reports,
         "sites_not_active": standings,

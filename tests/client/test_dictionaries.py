@@ -238,6 +238,10 @@ def test_show_and_diff_tell_a_steward_what_to_accept(north: Site, run: Run, tmp_
     assert "none: never leaves" in out
     _, out, _ = run("dictionary", "diff", "--dir", folder, "--json")
     differences = data_of(out)["differences"]
+    _, out, _ = run("status", "--dir", folder, "--json")
+    assert data_of(out)["dictionary"] == (
+        "version 1, accepted by ada; version 2 waits for our steward: dictionary accept"
+    )
     assert "feature 'bp': unit mm[Hg] -> kPa" in differences
     assert differences[0].startswith("target: definition made up for tests -> ")
     _, out, _ = run("doctor", "--dir", folder, "--json")

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server_fixtures import DICTIONARY, DICTIONARY_TOML
-from sites import make_site, patients, queued, sites, steward
+from sites import accept_dictionary, make_site, patients, queued, steward
 from synthedge_client.releases import publish
 from synthedge_client.settings import load_settings
+from synthedge_client.site import open_site
 from synthedge_client.site_table import SiteTable, examine_site_table, load_site_table
 from synthedge_client.table_problems import Problem
 from synthedge_client.units import unit_conversion
@@ -291,8 +292,9 @@ def test_the_order_of_columns_changes_no_count(tmp_path: Path) -> None:
 
 def test_a_site_that_lacks_features_takes_part_with_what_it_has(tmp_path: Path) -> None:
     rows = patients("n").drop(columns="sex")
-    settings = "[columns.sex]\nabsent = true\n"
-    with sites(tmp_path, DICTIONARY_TOML, settings=settings, north=rows) as (north,):
+    folder = make_site(tmp_path, "north", rows, "[columns.sex]\nabsent = true\n")
+    accept_dictionary(folder, DICTIONARY_TOML)
+    with open_site(folder) as north:
         publish(north, steward())
         signed = queued(north)[-1]
 

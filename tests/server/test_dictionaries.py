@@ -34,6 +34,7 @@ from synthedge_server import dictionaries, store
 from synthedge_server.cli import app
 from synthedge_server.console import run as run_app
 from synthedge_server.operations import change, reading
+from synthedge_server.status import read_status
 
 SECOND_TOML = DICTIONARY_TOML.replace(
     "rows_per_transfer = 20", "rows_per_transfer = 10\nsealed_h = 1\ndelivered_h = 1"
@@ -290,4 +291,6 @@ async def test_show_tells_who_has_accepted_which_version(coordinator: Consortium
     assert "# site 'south' has not accepted it" in out
     _, out, _ = await asyncio.to_thread(run, "show", "--history", "--dir", folder, "--json")
     assert [row["accepted_by"] for row in data_of(out)] == [["north"], ["north"]]
+    status = read_status(coordinator.folder)
+    assert (status["dictionary_version"], status["dictionary_not_accepted_by"]) == (2, ["south"])
     assert (await asyncio.to_thread(run, "show", "--version", 9, "--dir", folder))[0] == 4

@@ -106,14 +106,12 @@ def accept_dictionary(folder: Path, dictionary: str) -> None:
 
 
 @contextmanager
-def sites(
-    parent: Path, dictionary: str, settings: str = "", **tables: pd.DataFrame
-) -> Iterator[list[Site]]:
+def sites(parent: Path, dictionary: str, **tables: pd.DataFrame) -> Iterator[list[Site]]:
     """Opened sites that accepted a dictionary, know each other and compared keys; no coordinator."""
     opened: list[Site] = []
     with ExitStack() as stack:
         for name, rows in tables.items():
-            folder = make_site(parent, name, rows, settings)
+            folder = make_site(parent, name, rows)
             accept_dictionary(folder, dictionary)
             opened.append(stack.enter_context(open_site(folder)))
         directory = wire.Directory(sites=[site_keys(site) for site in opened])
