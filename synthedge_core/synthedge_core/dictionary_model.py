@@ -173,7 +173,7 @@ class Policy:
     delivered_h: float = 168.0
     withdrawal_h: float = 72.0
     inbox_max_age_h: float = 168.0
-    silent_h: float = 720.0
+    silent_h: float = 336.0
 
     def in_words(self) -> list[str]:
         """What a steward weighs before accepting it, one line a rule."""
