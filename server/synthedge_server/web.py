@@ -8,6 +8,8 @@ Rules
 """
 
 import hmac
+import logging
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -21,11 +23,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy import Connection, select
 from starlette.concurrency import run_in_threadpool
 
+from synthedge_core.errors import SynthEdgeError
+from synthedge_protocols.errors import ProtocolError
 from synthedge_protocols.private_files import read_private_file, write_private_file
 from synthedge_server import store
 from synthedge_server.doctor import examine
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.ledger import system_clock
+from synthedge_server.log import log
 from synthedge_server.log_heads import load_log_key, signed_head
 from synthedge_server.network import SIZE, draw
 from synthedge_server.operations import reading
@@ -45,6 +50,7 @@ N_ENTRIES: Final = 100
 # A guess a second: a token of 32 random bytes cannot be found, a fast loop would only be load.
 _WRONG_TOKEN_S: Final = 1.0
 _COOKIE: Final = "session"
+_TIME: Final = re.compile(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d\+00:00$")
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'",
@@ -122,6 +128,18 @@ def create_app(folder: CoordinatorFolder, token: str, hosts: set[str]) -> FastAP
         response.headers.update(_HEADERS)
         return response
 
+    @app.exception_handler(ProtocolError)
+    @app.exception_handler(SynthEdgeError)
+    def refused(request: Request, error: Exception) -> HTMLResponse:
+        return pages.render("failed", 503, reason=str(error))
+
+    @app.exception_handler(Exception)
+    def failed(request: Request, error: Exception) -> HTMLResponse:
+        log(
+            "console-failed", level=logging.ERROR, path=request.url.path, error=type(error).__name__
+        )
+        return pages.render("failed", 500, reason="this is a bug; its kind is in the log")
+
     @app.get("/style.css")
     def style() -> Response:
         return Response(pages.style, media_type="text/css")
@@ -166,6 +184,7 @@ class _Pages:
         self._templates = Environment(
             loader=PackageLoader("synthedge_server"), autoescape=True, undefined=StrictUndefined
         )
+        self._templates.filters["time"] = _for_people
         self.style = (Path(__file__).parent / "templates" / "style.css").read_text("utf-8")
 
     def render(self, name: str, status_code: int = 200, **values: Any) -> HTMLResponse:
@@ -224,6 +243,11 @@ class _Pages:
             ],
             "sites": [row for row in list_sites(connection, now_ms) if row.log_seen],
         }
+
+
+def _for_people(text: str) -> str:
+    """A time of `overview.when` without its letters; any other text as it is."""
+    return _TIME.sub(r"\1 \2 UTC", text)
 
 
 async def _form_value(request: Request, name: str) -> str:
