@@ -4,7 +4,7 @@ Rules
 -----
 * The patient's consent is looked at when rows are selected, approved, sealed and before they are uploaded.
 * A patient's row goes to one recipient once, whatever becomes of the transfer after its bytes left.
-* What lies in the region is decided by the values that would leave, since the recipient sees no others.
+* Which rows lie in the region, and which of them go, is `selection`'s to say.
 """
 
 import secrets
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from synthedge_client import outbound, store
 from synthedge_client.deciding import Decider, check_reason
 from synthedge_client.keystore import Steward
+from synthedge_client.selection import choose, giveable
 from synthedge_client.site import Site
 from synthedge_client.site_table import SiteTable, load_site_table
 from synthedge_client.transfers import (
@@ -47,12 +48,8 @@ def eligible_rows(
     """
     site = site.under(transfer.dictionary_digest)
     grid, voxel = region_of(site, transfer.request)
-    eligible = (
-        (grid.assign(outbound.coarsen(table.values, site.dictionary)) == voxel)
-        & table.positive
-        & table.consents.to(transfer.request.purpose)
-        & table.first_row_of_patient
-    )
+    may_leave = table.consents.to(transfer.request.purpose) & table.first_row_of_patient
+    eligible = giveable(table.values, table.positive, may_leave, site.dictionary, grid, voxel)
     sent = set(
         connection.execute(
             sa.select(store.disclosed.c.patient_tag).where(
@@ -63,7 +60,7 @@ def eligible_rows(
     )
     sent |= withdrawn_tags(connection, transfer.request.purpose)
     return np.array(
-        [i for i in np.flatnonzero(eligible) if site.keys.tag(table.patient_ids[i]) not in sent],
+        [i for i in eligible if site.keys.tag(table.patient_ids[i]) not in sent],
         dtype=np.int64,
     )
 
@@ -98,7 +95,7 @@ def prepare(site: Site, transfer: Transfer, who: str) -> pb.TransferPayload:
             )
         # The operating system's generator: which patients are picked, and in which order, follows nothing.
         generator = np.random.default_rng(secrets.randbits(128))
-        chosen = generator.permutation(eligible)[: transfer.request.rows]
+        chosen = choose(eligible, transfer.request.rows, generator)
         tokens = [secrets.token_bytes(16) for _ in chosen]
         payload = outbound.build_payload(
             table.values[chosen],
