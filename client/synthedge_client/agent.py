@@ -3,7 +3,7 @@
 Rules
 -----
 * All state is in the site's database: the agent may be killed at any point and carries on where it was.
-* The agent holds no steward's key: it can carry out decisions, not make them.
+* The agent holds no steward's key: it can carry out decisions and standing policies, not make them.
 * A transfer that cannot go on is kept with its problem, logged when the problem changes, and tried again later and
   later; it never stops the others.
 """
@@ -31,6 +31,7 @@ from synthedge_client.renewal import Renewer
 from synthedge_client.sealed_files import sweep
 from synthedge_client.shipping import ship
 from synthedge_client.site import Site
+from synthedge_client.standing_work import StandingWork
 from synthedge_client.transfers import Transfer, list_transfers, note_problem
 from synthedge_core.errors import RefusedError, SynthEdgeError
 from synthedge_protocols.errors import DeadlineError, ProtocolError, UnavailableError
@@ -91,6 +92,7 @@ class Agent:
         self._site = site
         self._connection = connection
         self._attempts = Attempts()
+        self._standing = StandingWork()
         self._has_compared = False
         self._duties = Duties()
 
@@ -139,7 +141,7 @@ class Agent:
         """
         self._site = self._site.refreshed()
         withdrawn = self._duties.first(self._site)
-        handled = self._handle_inbox()
+        handled = self._handle_inbox() | self._standing.carry_out(self._site)
         if not self._has_compared or ledger_check.has_waiting_report(self._site):
             ledger_check.compare(self._site, self._connection)
             self._has_compared = True

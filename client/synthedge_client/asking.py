@@ -1,6 +1,7 @@
 """The recipient's steward asks for samples: a signed request, queued for the coordinator and the donor."""
 
 import secrets
+from collections.abc import Collection
 
 from synthedge_client import outbound
 from synthedge_client.deciding import Decider
@@ -26,6 +27,7 @@ def request(
     rows: int,
     purpose: str,
     accept_if_gate_passes: bool = False,
+    features: Collection[str] | None = None,
 ) -> bytes:
     """Sign and queue a request for samples; return its transfer id.
 
@@ -39,6 +41,8 @@ def request(
         A DUO code.
     accept_if_gate_passes : bool
         Take the rows in as soon as the gate lets them pass, without a second look.
+    features : collection of str, optional
+        Ask for these at the most; everything this site has and may ask for if left out.
 
     Raises
     ------
@@ -59,8 +63,12 @@ def request(
         raise UsageError(f"purpose '{purpose}' is no DUO code; write for example DUO:0000007")
     table = load_site_table(site.settings, dictionary)
     # Features without a privacy class leave no site: asking for them would only be refused.
-    features = [f for f in table.features if dictionary.feature(f).is_shareable]
-    absent = sorted(set(grid.features) - set(features))
+    wanted = [
+        f
+        for f in table.features
+        if dictionary.feature(f).is_shareable and (features is None or f in features)
+    ]
+    absent = sorted(set(grid.features) - set(wanted))
     if absent:
         raise RefusedError(
             f"this site has no column for '{absent[0]}', so it could not check that rows lie in "
@@ -72,7 +80,7 @@ def request(
         grid=grid.name,
         voxel=grid.index_of(voxel),
         purpose=purpose,
-        features=features,
+        features=wanted,
         rows=rows,
         retention_days=dictionary.policy.retention_days,
         hpke_key_id=site.hpke_key.key_id,

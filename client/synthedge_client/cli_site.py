@@ -13,6 +13,7 @@ from synthedge_client import (
     cli_dictionary,
     cli_gaps,
     cli_people,
+    cli_policies,
     cli_requests,
     cli_withdrawals,
 )
@@ -37,6 +38,7 @@ app.add_typer(cli_dictionary.app, name="dictionary")
 app.add_typer(cli_gaps.app, name="gaps")
 app.add_typer(cli_requests.app, name="requests")
 app.add_typer(cli_consent.app, name="consent")
+app.add_typer(cli_policies.app, name="policies")
 app.add_typer(cli_audit.app, name="audit")
 
 

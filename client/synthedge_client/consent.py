@@ -141,11 +141,8 @@ def count_consents(
         ``purposes``: patients who consent, a permission of the Data Use Ontology.
     """
     day = on or today()
-    first = ~np.array(
-        [p in seen or bool(seen.add(p)) for seen in [set[str]()] for p in patient_ids],
-        dtype=np.bool_,
-    )
-    patients = consents.selected(first)
+    by_patient = dict(zip(patient_ids, consents.by_row, strict=True))
+    patients = Consents(list(by_patient.values()))
     status = dict.fromkeys((ACTIVE, "conditional", "withdrawn", "not in force", "none"), 0)
     for said in patients.by_row:
         status[_status(said, day)] += 1

@@ -116,6 +116,13 @@ transfers = sa.Table(
     sa.Column("created_at_ms", sa.Integer, nullable=False),
     sa.Column("changed_at_ms", sa.Integer, nullable=False),
 )
+policies = sa.Table(
+    "policies",  # standing policies, as their stewards signed them
+    metadata,
+    sa.Column("policy_id", sa.LargeBinary, primary_key=True),
+    sa.Column("statement", sa.LargeBinary, nullable=False),
+    sa.Column("removed_at_ms", sa.Integer),
+)
 disclosed = sa.Table(
     "disclosed",  # the donor's ledger: which patient's row left under which token
     metadata,
