@@ -328,7 +328,7 @@ async def test_an_enrolment_whose_answer_got_lost_can_be_repeated(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(enrolment, "_check_answer", lost)
+        patched.setattr(enrolment, "check_certificate", lost)
         code, _ = await in_thread(say, "enrol", "--token-file", file, "--dir", site)
     assert code == 130
     assert not is_enrolled(site)
