@@ -330,8 +330,8 @@ def _receive_receipt(
 def _end(
     connection: sa.Connection, transfer: Transfer, event: Event, reason: str, actor: Party, who: str
 ) -> None:
-    if is_final(transfer.state):
-        # Both sides may end a transfer at once; the second word changes nothing.
+    if is_final(transfer.state) and not _replaces(transfer, event, actor):
+        # Told twice.
         store.record(
             connection, "transfer had ended", who, transfer_id=transfer.id.hex(), event=event.value
         )
@@ -341,3 +341,8 @@ def _end(
         delete_samples(connection, transfer)
     elif transfer.state in _NOTHING_LEFT:
         forget_selection(connection, transfer)
+
+
+def _replaces(transfer: Transfer, event: Event, actor: Party) -> bool:
+    """Whether the coordinator put this end on record before the one this site wrote down itself."""
+    return (transfer.state, event, actor, Party(transfer.role)) in _SIGNED_BY

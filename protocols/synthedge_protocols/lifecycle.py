@@ -110,6 +110,10 @@ _R, _D, _C = Party.RECIPIENT, Party.DONOR, Party.COORDINATOR
 _ALL = frozenset(Party)
 _AT_D = frozenset({_D})
 _AT_RC = frozenset({_R, _C})
+_AT_R = frozenset({_R})
+
+_ENDED_BY_R = "CANCELLED REFUSED PURGED"
+_ENDED_BY_D = "DECLINED CANCELLED REVOKED"
 
 TIME_LIMITS: dict[State, str] = {
     State.PROPOSED: "proposed_h",
@@ -209,6 +213,20 @@ TRANSITIONS: tuple[Transition, ...] = tuple(
         ),
         _step("DELIVERED", Event.REVOKE, State.REVOKED, _C, "nobody", _AT_RC),
         _step("PREPARED SEALED", Event.REVOKE, State.REVOKED, _C, "nobody", _AT_D),
+        # Two may end a transfer at once. What the coordinator put on record first holds for all
+        # three, and replaces what a site had written down but the coordinator then refused.
+        _step(_ENDED_BY_R, Event.EXPIRE, State.EXPIRED, _C, "nobody", _AT_R),
+        _step(f"ACTIVE {_ENDED_BY_R}", Event.REVOKE, State.REVOKED, _D, "site", _AT_R),
+        _step(_ENDED_BY_R, Event.REVOKE, State.REVOKED, _C, "nobody", _AT_R),
+        _step("ACTIVE", Event.EXPIRE, State.EXPIRED, _C, "nobody", _AT_R),
+        _step("CANCELLED", Event.DECLINE, State.DECLINED, _D, "steward", _AT_R),
+        _step("CANCELLED", Event.CANCEL, State.CANCELLED, _D, "steward", _AT_R),
+        _step(_ENDED_BY_D, Event.EXPIRE, State.EXPIRED, _C, "nobody", _AT_D),
+        _step(_ENDED_BY_D, Event.REVOKE, State.REVOKED, _C, "nobody", _AT_D),
+        _step(_ENDED_BY_D, Event.CANCEL, State.CANCELLED, _R, "steward", _AT_D),
+        _step("CANCELLED REVOKED", Event.ACCEPT, State.ACTIVE, _R, "steward or policy", _AT_D),
+        _step("CANCELLED REVOKED", Event.REFUSE, State.REFUSED, _R, "steward or site", _AT_D),
+        _step("CANCELLED REVOKED", Event.PURGE, State.PURGED, _R, "site", _AT_D),
     )
 )
 
@@ -225,7 +243,10 @@ _TABLE = {(t.source, t.event, t.actor, party): t for t in TRANSITIONS for party 
 
 
 def is_final(state: State) -> bool:
-    """Whether nothing can follow."""
+    """Whether nothing can follow in the coordinator's record.
+
+    A site's own record may still change to the end that the coordinator put on record first.
+    """
     return state not in TIME_LIMITS
 
 
@@ -286,6 +307,8 @@ def lifecycle_markdown() -> str:
         "Recipient, donor and coordinator each keep a record; *records* says whose moves.",
         "*By itself after* names the field of the dictionary's `[policy]` that sets the time.",
         "Final states: " + ", ".join(s.value for s in State if is_final(s)) + ".",
+        "Where two end a transfer at once, what the coordinator put on record first replaces",
+        "what a site had written down itself: the only rows that leave a final state.",
         "",
         "| from | event | to | caused by | signed by | records | by itself after |",
         "|---|---|---|---|---|---|---|",

@@ -73,11 +73,20 @@ def test_every_time_limit_has_a_row_that_happens_by_itself() -> None:
     assert timed == {s: limit for s, limit in TIME_LIMITS.items() if s is not State.SEALED}
 
 
-def test_nothing_follows_a_final_state() -> None:
-    for state, event, actor, party in product(State, Event, Party, Party):
+def test_nothing_follows_a_final_state_in_the_coordinators_record() -> None:
+    for state, event, actor in product(State, Event, Party):
         if is_final(state):
             with pytest.raises(LifecycleError, match="possible: nothing"):
-                advance(state, event, actor, at=party)
+                advance(state, event, actor, at=Party.COORDINATOR)
+
+
+def test_a_sites_own_word_is_replaced_only_by_what_others_put_on_record() -> None:
+    at_coordinator = {(r.event, r.target) for r in TRANSITIONS if Party.COORDINATOR in r.where}
+    for row in TRANSITIONS:
+        if is_final(row.source):
+            (party,) = row.where
+            assert party is not row.actor
+            assert (row.event, row.target) in at_coordinator
 
 
 def test_all_three_records_walk_the_way_to_success() -> None:
@@ -143,7 +152,7 @@ class Consortium:
         concerns = any(
             r.event is event and r.actor is actor and party in r.where for r in TRANSITIONS
         )
-        if concerns and not is_final(self.records[party]):
+        if concerns:
             self.records[party] = advance(self.records[party], event, actor, at=party)
 
 
