@@ -6,9 +6,9 @@ from collections.abc import Collection
 from synthedge_client import outbound
 from synthedge_client.deciding import Decider
 from synthedge_client.dictionaries import require_accepted
-from synthedge_client.leaving import require_taking_part
 from synthedge_client.site import Site
 from synthedge_client.site_table import load_site_table
+from synthedge_client.standing import require_taking_part
 from synthedge_client.transfers import insert_request
 from synthedge_core.errors import RefusedError, UsageError
 from synthedge_core.grids import NamedGrid

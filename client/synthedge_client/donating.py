@@ -19,6 +19,7 @@ from synthedge_client.keystore import Steward
 from synthedge_client.selection import choose, giveable
 from synthedge_client.site import Site
 from synthedge_client.site_table import SiteTable, load_site_table
+from synthedge_client.standing import require_taking_part
 from synthedge_client.transfers import (
     Transfer,
     first_approval,
@@ -144,13 +145,14 @@ def approve(site: Site, transfer: Transfer, decider: Decider) -> bool:
     Raises
     ------
     RefusedError
-        If the recipient's key was not compared, nothing is prepared, a consent was lost since, or the
-        same steward signs twice.
+        If the recipient's key was not compared, nothing is prepared, a consent was lost since, the same
+        steward signs twice, or this site pauses or left.
     LifecycleError
         If the transfer is past its approval or ended.
     """
     site = site.under(transfer.dictionary_digest)
     with site.store.write() as connection:
+        require_taking_part(connection)
         site.require_verified_peer(connection, transfer.peer)
         payload = prepared_payload(site, connection, transfer)
         n_lost = lost_consents(site, connection, transfer)

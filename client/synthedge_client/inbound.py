@@ -16,11 +16,11 @@ from google.protobuf.message import Message
 from synthedge_client import dictionaries, outbound, rotation, store
 from synthedge_client.donating import forget_selection
 from synthedge_client.hints import check_profile, check_proposals
-from synthedge_client.leaving import peer_stands
 from synthedge_client.log_heads import keep_peer_head
 from synthedge_client.received import delete_samples
 from synthedge_client.settings import SiteSettings
 from synthedge_client.site import Site
+from synthedge_client.standing import peer_stands
 from synthedge_client.transfers import Transfer, get_transfer, insert_request, move, region_of
 from synthedge_client.withdrawals import keep_purge_report, take_receipt
 from synthedge_core.errors import SynthEdgeError

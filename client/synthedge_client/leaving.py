@@ -1,4 +1,4 @@
-"""A site that pauses, resumes or leaves, by its steward's will; and what its peers hear of each other's standing.
+"""A site that pauses, resumes or leaves, by its steward's will.
 
 What each standing does to transfers is one table, `synthedge_protocols.standing`. A site that left still owes: its
 agent goes on carrying out withdrawals and purging rows whose retention ends, and it may still withdraw its own.
@@ -9,16 +9,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from synthedge_client import outbound, store
+from synthedge_client.deciding import check_reason
 from synthedge_client.keystore import Steward
 from synthedge_client.site import Site
+from synthedge_client.standing import STANDING, own_standing
 from synthedge_client.transfers import list_transfers
-from synthedge_client.withdrawals import check_reason
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.lifecycle import State
 from synthedge_protocols.standing import ACTIONS, Standing
 from synthedge_protocols.v1 import statements_pb2 as pb
-
-_STANDING = "standing"
 
 
 def change_standing(site: Site, action: str, steward: Steward, reason: str) -> dict[str, Any]:
@@ -55,28 +54,9 @@ def change_standing(site: Site, action: str, steward: Steward, reason: str) -> d
             raise RefusedError(f"this site is {standing} already")
         signed = steward.sign(site, pb.SiteLeaving(action=action, reason=reason))
         outbound.enqueue(connection, "site-leaving", signed, steward.name)
-        store.set_fact(connection, _STANDING, standing.value)
+        store.set_fact(connection, STANDING, standing.value)
         store.record(connection, f"site {standing}", steward.label, reason=reason)
         return {"standing": standing.value} | obligations(connection)
-
-
-def own_standing(connection: sa.Connection) -> Standing:
-    """How this site stands, as its own stewards decided."""
-    return Standing(store.get_fact(connection, _STANDING) or Standing.ACTIVE.value)
-
-
-def require_taking_part(connection: sa.Connection) -> None:
-    """Refuse to ask for rows or give them while this site pauses, or after it left.
-
-    Raises
-    ------
-    RefusedError
-        If so.
-    """
-    standing = own_standing(connection)
-    if standing is not Standing.ACTIVE:
-        hint = "; run 'synthedge site resume'" if standing is Standing.PAUSED else ""
-        raise RefusedError(f"this site is {standing}: it asks for nothing and gives nothing{hint}")
 
 
 def obligations(connection: sa.Connection) -> dict[str, Any]:
@@ -94,19 +74,3 @@ def obligations(connection: sa.Connection) -> dict[str, Any]:
             counts = held if transfer.role == "recipient" else given
             counts[transfer.peer] = counts.get(transfer.peer, 0) + 1
     return {"holds_rows_of": held, "rows_held_by": given}
-
-
-def peer_stands(connection: sa.Connection, peer: str, standing: str, reason: str, who: str) -> None:
-    """Write down how a peer stands now, for `peers list` and the audit.
-
-    Parameters
-    ----------
-    standing : str
-        A standing, or an action as the peer's steward signed it.
-    """
-    word = ACTIONS[standing].value if standing in ACTIONS else standing
-    text = None if word == Standing.ACTIVE else f"{word[:20]}: {reason[:500]}"
-    connection.execute(store.peers.update().where(store.peers.c.site == peer).values(standing=text))
-    store.record(
-        connection, "peer stands", who, peer=peer[:64], standing=word[:20], reason=reason[:500]
-    )

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from google.protobuf.message import DecodeError
 
 from synthedge_client import outbound, store
+from synthedge_client.deciding import check_reason
 from synthedge_client.exports import copies_of, mark_exports
 from synthedge_client.gate import schema_problem
 from synthedge_client.inbound import verify_from_peer
@@ -29,7 +30,7 @@ from synthedge_client.sealed_files import incoming_file
 from synthedge_client.site import Site
 from synthedge_client.site_table import load_site_table
 from synthedge_client.transfers import Transfer, get_transfer, list_transfers, move, region_of
-from synthedge_client.withdrawals import check_reason, report_fields
+from synthedge_client.withdrawals import report_fields
 from synthedge_client.withdrawn import withdraw_tokens
 from synthedge_core.errors import RefusedError, SynthEdgeError, UsageError
 from synthedge_protocols.errors import (

@@ -8,8 +8,8 @@ import sqlalchemy as sa
 
 from synthedge_client import store
 from synthedge_client.exports import list_exports
-from synthedge_client.leaving import own_standing
 from synthedge_client.site import Site
+from synthedge_client.standing import own_standing
 from synthedge_client.withdrawals import missing_patients
 from synthedge_core.errors import TableError
 from synthedge_protocols.withdrawal import NoticeState, is_overdue

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from google.protobuf.message import DecodeError, Message
 
 from synthedge_client import outbound, store
+from synthedge_client.deciding import check_reason
 from synthedge_client.donating import lapse
 from synthedge_client.keystore import Steward
 from synthedge_client.notes import open_from_peer, seal_to_peer
@@ -59,7 +60,6 @@ _HAVE_LEFT = (
     State.EXPIRED,
     State.CANCELLED,
 )
-MAX_REASON = 500
 
 Sign = Callable[[Site, Message], pb.SignedStatement]
 
@@ -229,21 +229,6 @@ def withdraw_transfer(site: Site, transfer: Transfer, steward: Steward, reason: 
         )
         withdraw_tokens(connection, tokens, bytes.fromhex(done.notices[0]))
         return replace(done, rows=len(tokens))
-
-
-def check_reason(reason: str) -> None:
-    """Refuse a reason that is empty or does not fit into a notice.
-
-    Raises
-    ------
-    UsageError
-        If so.
-    """
-    size = len(reason.encode())
-    if not reason.strip() or size > MAX_REASON:
-        raise UsageError(
-            f"the reason has {size} bytes; expected 1 to {MAX_REASON}, and no patient's name"
-        )
 
 
 def missing_patients(site: Site) -> int:

@@ -12,6 +12,7 @@ from synthedge_protocols.errors import (
     PolicyError,
 )
 from synthedge_protocols.lifecycle import State
+from synthedge_protocols.limits import Limits
 from synthedge_protocols.standing import ACTIONS, UNFINISHED, Standing, ending_of
 from synthedge_protocols.statements import Verified
 from synthedge_protocols.v1 import coordinator_pb2 as wire
@@ -26,7 +27,7 @@ MAY_CALL: Final = frozenset({Standing.ACTIVE, Standing.PAUSED, Standing.LEFT, St
 _STARTS: Final = frozenset({"gap-report", "transfer-request", "approval"})
 _CLOSED: Final = {Standing.PAUSED: _STARTS, Standing.LEFT: _STARTS | {"shipment"}}
 _OPEN: Final = tuple(state.value for state in (*UNFINISHED, State.ACTIVE))
-_MAX_REASON: Final = 500
+_MAX_REASON: Final = Limits().text_bytes
 # How old the record of a site's last call may be: every call would else be a write.
 _SEEN_EVERY_MS: Final = 60_000
 _MS_PER_HOUR: Final = 3_600_000

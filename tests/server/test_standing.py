@@ -188,8 +188,8 @@ def test_what_is_for_ever_cannot_be_undone(records: Records) -> None:
         records.stand("north", Standing.RESET)
     with pytest.raises(UsageError, match="no site 'nowhere'"):
         records.stand("nowhere", Standing.SUSPENDED)
-    with pytest.raises(UsageError, match="at most 500"):
-        records.stand("west", Standing.SUSPENDED, "x" * 501)
+    with pytest.raises(UsageError, match="at most 2000"):
+        records.stand("west", Standing.SUSPENDED, "x" * 2001)
 
 
 def leaving(hospital: Hospital, action: str, reason: str = "audit") -> pb.SignedStatement:
