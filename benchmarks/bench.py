@@ -9,24 +9,27 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Bar:
-    """One figure and what it must not exceed.
+    """One figure and what it must not exceed, or must reach.
 
     Attributes
     ----------
     what : str
         Which figure, with its unit.
     value : float
-    at_most : float or None
-        The bar; None for a figure shown for comparison.
+    at_most, at_least : float or None
+        The bar, one of them; both None for a figure shown for comparison.
     """
 
     what: str
     value: float
     at_most: float | None = None
+    at_least: float | None = None
 
     @property
     def is_ok(self) -> bool:
         """Whether the figure keeps its bar; one without a bar does."""
+        if self.at_least is not None:
+            return self.value >= self.at_least
         return self.at_most is None or self.value <= self.at_most
 
     def as_dict(self) -> dict[str, Any]:
@@ -34,7 +37,7 @@ class Bar:
         return {
             "what": self.what,
             "value": round(self.value, 4),
-            "bar": self.at_most,
+            "bar": self.at_most if self.at_least is None else self.at_least,
             "ok": self.is_ok,
         }
 

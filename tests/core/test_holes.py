@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from synthedge_core.errors import GridError
 from synthedge_core.gap_score import voxel_statistics
 from synthedge_core.holes import (
+    CONFIRMED_Z,
     GridStatistics,
     find_holes,
     hole_profile,
@@ -48,20 +49,39 @@ def test_the_profile_is_the_mean_of_the_others_with_its_squared_standard_error()
 
 
 @pytest.mark.parametrize(
-    ("own_negatives", "expected", "variance"),
+    ("own_negatives", "expected", "variance", "status"),
     [
-        # E1 = 40 * 9/16 = 22.5 is below E2 = 20 * 10/3 * 40/100 = 26.7; V = 40^2 * (1/8)^2 / 4.
-        (20, 22.5, 6.25),
-        # E2 = 5 * 10/3 * 40/85; relative odds 5/2 and 25/6, so V = (5 * 40/85)^2 * (5/3)^2 / 4.
-        (5, 2000 / 255, (200 / 85) ** 2 * 25 / 36),
+        # E1 = 40 * 9/16 = 22.5 is below E2 = 20 * 10/3 * 40/100 = 26.7. The others' scatter there is
+        # (1/8)^2 / 4, less than the grid's, ((1/256) / (3/16) + (1/256) / (9/16)) / 2 of the share.
+        (20, 22.5, 40**2 * 9 / 16 / 72, "confirmed"),
+        # E2 = 5 * 10/3 * 40/85; relative odds 5/8 and 5/18 in the first voxel, 5/2 and 25/6 here, so
+        # that the squared scatter is (25/72)^2 / 4 of (65/144)^2 there, and (5/3)^2 / 4 of (10/3)^2.
+        (
+            5,
+            2000 / 255,
+            (200 / 85) ** 2 * (10 / 3) ** 2 * ((25 / 72) ** 2 / 4 / (65 / 144) ** 2 + 1 / 16) / 2,
+            "suspected",
+        ),
     ],
 )
-def test_z_equals_a_hand_calculation(own_negatives: int, expected: float, variance: float) -> None:
+def test_z_equals_a_hand_calculation(
+    own_negatives: int, expected: float, variance: float, status: str
+) -> None:
     positives, negatives = np.array([20, 20, 0]), np.array([40, 40, own_negatives])
     (hole,) = find_holes(hole_profile(OTHERS), positives, negatives)
-    assert (hole.voxel, hole.observed, hole.status) == (2, 0, "confirmed")
+    assert (hole.voxel, hole.observed, hole.status) == (2, 0, status)
     assert hole.expected == pytest.approx(expected)
     assert hole.z == pytest.approx(expected / np.sqrt(expected + 0.5 + variance))
+
+
+def test_two_sites_that_agree_by_chance_are_not_taken_for_certain() -> None:
+    # Alike in the last voxel only: their agreement there says little of how sites scatter.
+    scattered = [_published([10, 30, 20], [40, 20, 20]), _published([30, 10, 20], [20, 40, 20])]
+    assert hole_profile(scattered).v_f[2] == 0
+    holes = find_holes(hole_profile(scattered), np.array([25, 25, 10]), np.array([30, 30, 40]))
+    alone = 16.67 - 10
+    assert holes[0].voxel == 2
+    assert holes[0].z < alone / np.sqrt(16.67 + 0.5)
 
 
 def test_a_site_like_the_others_has_no_confirmed_hole() -> None:
@@ -143,7 +163,7 @@ def test_whatever_sites_publish_profile_and_holes_stay_finite(
     for hole in holes:
         assert hole.observed < hole.expected
         assert hole.expected >= 2
-        assert (hole.status == "confirmed") == (hole.z >= 2)
+        assert (hole.status == "confirmed") == (hole.z >= CONFIRMED_Z)
 
 
 def test_one_other_site_is_never_enough() -> None:
