@@ -10,6 +10,7 @@ from synthedge_client.cli_options import (
     JsonOption,
     PassphraseOption,
     StewardOption,
+    in_lines,
     lines,
     read_passphrase,
     table,
@@ -124,7 +125,9 @@ def requests_show(
     emit(
         details,
         as_json=json,
-        render=table("Request", ["", ""], [[k.replace("_", " "), v] for k, v in details.items()]),
+        render=table(
+            "Request", ["", ""], [[k.replace("_", " "), in_lines(v)] for k, v in details.items()]
+        ),
     )
 
 

@@ -14,6 +14,7 @@ from synthedge_client.transfers import Transfer, find_transfer, list_transfers, 
 from synthedge_client.withdrawal_status import withdrawal_summary
 from synthedge_core.errors import SynthEdgeError
 from synthedge_protocols.lifecycle import State
+from synthedge_protocols.purposes import purpose_name
 
 # Who has to do something next, by state, from the site's own point of view.
 _WAITS_FOR = {
@@ -118,6 +119,30 @@ def describe_transfers(site: Site) -> list[dict[str, Any]]:
     return described
 
 
+def _sent_before(site: Site, transfer: Transfer) -> list[str]:
+    """What this recipient got, or may have got, in other transfers."""
+    with site.store.read() as connection:
+        others = [
+            t
+            for t in list_transfers(connection)
+            if t.role == "donor" and t.peer == transfer.peer and t.id != transfer.id
+        ]
+        counts = dict(
+            connection.execute(
+                sa.select(store.disclosed.c.transfer_id, sa.func.count()).group_by(
+                    store.disclosed.c.transfer_id
+                )
+            ).all()
+        )
+    said = []
+    for other in others:
+        n_rows = counts.get(other.id, 0)
+        if n_rows:
+            grid, voxel = region_of(site.under(other.dictionary_digest), other.request)
+            said.append(f"{n_rows} rows, {grid.label(voxel)}, {other.state.value}")
+    return said
+
+
 def describe_request(site: Site, typed: str) -> dict[str, Any]:
     """Everything a steward weighs before deciding about one request."""
     with site.store.read() as connection:
@@ -141,7 +166,7 @@ def describe_request(site: Site, typed: str) -> dict[str, Any]:
         "recipient": request.recipient,
         "donor": request.donor,
         "keys_compared": "yes" if peer_verified else "NO: run 'peers verify' first",
-        "purpose": request.purpose,
+        "purpose": f"{request.purpose} {purpose_name(request.purpose)}",
         "region": f"positive patients, {grid.label(voxel)}",
         "features": ", ".join(request.features),
         "rows_asked": request.rows,
@@ -156,4 +181,8 @@ def describe_request(site: Site, typed: str) -> dict[str, Any]:
         with site.store.read() as connection:
             details["eligible_patients"] = len(eligible_rows(site, connection, table, transfer))
         details["rows_sent_before"] = before
+        details["sent_before"] = _sent_before(site, transfer)
+    else:
+        details["accepted_by_itself"] = "yes" if request.accept_if_gate_passes else "no"
+        details["gate"] = transfer.gate or ""
     return details
