@@ -33,12 +33,13 @@ def dictionary_show(
     version: VersionOption = None, dir: FolderOption = HERE, json: JsonOption = False
 ) -> None:
     """Show a version: the outcome definition, the policy, features and grids, and whether it is accepted here."""
-    from synthedge_client.dictionaries import choose, list_known
+    from synthedge_client.dictionaries import budget_in_words, choose, list_known
     from synthedge_client.site import open_site
 
     with open_site(dir) as site, site.store.read() as connection:
         shown = choose(connection, version)
         known = list_known(connection)
+        budget = budget_in_words(connection, shown.dictionary)
     dictionary = shown.dictionary
     features = table(
         "Features",
@@ -50,6 +51,7 @@ def dictionary_show(
         _acceptance_in_words(shown),
         *dictionary.target.in_words(),
         *dictionary.policy.in_words(),
+        budget,
         "grids: " + "; ".join(f"{g.name} ({', '.join(g.features)})" for g in dictionary.grids),
         f"versions known here: {', '.join(str(one.version) for one in known)}",
     )
@@ -67,6 +69,7 @@ def dictionary_show(
             "outcome": dictionary.target.in_words(),
             "outcome_digest": dictionary.target.outcome_digest,
             "policy": dictionary.policy.in_words(),
+            "budget": budget,
             "features": list(dictionary.feature_names),
             "grids": [spec.name for spec in dictionary.grids],
             "versions": [one.version for one in known],
@@ -120,6 +123,7 @@ def dictionary_accept(
         render=lines(
             f"Accepted version {result['version']} of the dictionary, {result['digest'][:16]}…, and acknowledged:",
             *result["outcome"],
+            result["budget"],
             "This site works under it from now on; transfers under way finish under theirs. "
             "Next: 'synthedge site doctor'.",
         ),

@@ -163,6 +163,27 @@ def standing(connection: sa.Connection) -> str:
     return words
 
 
+def budget_in_words(connection: sa.Connection, dictionary: Dictionary) -> str:
+    """What reports under a dictionary may still cost, and what those under others have cost already.
+
+    A new dictionary opens a new budget, but what was told of the same patients before stays told.
+    """
+    table = store.releases
+    rows = connection.execute(
+        sa.select(table.c.dictionary_digest, sa.func.sum(table.c.epsilon))
+        .where(table.c.spent_at_ms.is_not(None))
+        .group_by(table.c.dictionary_digest)
+    )
+    spent = {digest: float(epsilon) for digest, epsilon in rows}
+    here = spent.pop(dictionary.digest, 0.0)
+    if dictionary.policy.disclosure != "dp" and not spent:
+        return "reports under it are not differentially private, so there is no budget"
+    return (
+        f"its own privacy budget: epsilon {here:g} of {dictionary.policy.epsilon_total:g} is spent; under other "
+        f"dictionaries {sum(spent.values()):g} was spent on the same patients"
+    )
+
+
 def choose(connection: sa.Connection, version: int | None) -> KnownDictionary:
     """The dictionary of a version; without one the newest.
 
@@ -197,7 +218,7 @@ def accept(site: "Site", steward: "Steward", version: int | None = None) -> dict
     Returns
     -------
     dict
-        Version, digest and the outcome definition that was acknowledged.
+        Version, digest, the outcome definition that was acknowledged, and the privacy budget in words.
 
     Raises
     ------
@@ -241,11 +262,13 @@ def accept(site: "Site", steward: "Steward", version: int | None = None) -> dict
             outcome=target.outcome_digest,
         )
         outbound.enqueue(connection, "dictionary-acceptance", signed, steward.name)
+        budget = budget_in_words(connection, chosen.dictionary)
     return {
         "version": chosen.version,
         "digest": digest,
         "outcome": target.in_words(),
         "outcome_digest": target.outcome_digest,
+        "budget": budget,
     }
 
 

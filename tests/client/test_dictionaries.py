@@ -115,6 +115,19 @@ def test_a_site_that_missed_a_version_accepts_the_newest_and_never_goes_back(nor
         accept(north, steward(), 7)
 
 
+def test_accepting_says_what_was_spent_on_the_same_patients_before(tmp_path: Path) -> None:
+    dp = DICTIONARY_TOML.replace('"threshold"', '"dp"')
+    with sites(tmp_path, dp, north=patients("n")) as (north,):
+        publish(north, steward())
+        arrives(north, dictionary=document(dp.replace("made up", "thought up"), 2))
+
+        result = accept(north, steward())
+
+    assert result["budget"] == (
+        "its own privacy budget: epsilon 0 of 4 is spent; under other dictionaries 1 was spent on the same patients"
+    )
+
+
 def test_a_dictionary_that_is_not_what_it_says_is_refused(north: Site) -> None:
     wrong_digest = document(SECOND_TOML, 2)
     wrong_digest.digest = bytes(32)
@@ -230,6 +243,7 @@ def test_show_and_diff_tell_a_steward_what_to_accept(north: Site, run: Run, tmp_
     arrives(north, dictionary=document(SECOND_TOML, 2))
     add_steward(folder / "keys", "ada", b"correct horse")
     (tmp_path / "right").write_text("correct horse")
+    (tmp_path / "right").chmod(0o600)
 
     _, out, _ = run("dictionary", "show", "--dir", folder)
     assert "version 2" in out
@@ -249,11 +263,11 @@ def test_show_and_diff_tell_a_steward_what_to_accept(north: Site, run: Run, tmp_
     assert [f["rows"] for f in waiting] == [None, 120]
     assert "in mm[Hg] the values would be plausible" in waiting[1]["found"]
 
-    code, out, _ = run(
+    code, out, err = run(
         "dictionary", "accept", "--steward", "ada", "--passphrase-file", tmp_path / "right",
         "--dir", folder,
     )  # fmt: skip
-    assert (code, "Accepted version 2" in out) == (0, True)
+    assert (code, "Accepted version 2" in out) == (0, True), err
     _, out, _ = run("dictionary", "show", "--dir", folder, "--json")
     assert (data_of(out)["accepted_by"], data_of(out)["versions"]) == ("ada", [1, 2])
     assert run("dictionary", "show", "--version", 5, "--dir", folder)[0] == 4

@@ -1,11 +1,21 @@
+import dataclasses
 import hashlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from small_dictionary import SMALL_DICTIONARY
-from synthedge_core.dictionary import parse_dictionary
+from synthedge_core.dictionary import (
+    NOT_UCUM,
+    Feature,
+    GridSpec,
+    Policy,
+    Target,
+    parse_dictionary,
+)
+from synthedge_core.dictionary_diff import differences
 from synthedge_core.errors import DictionaryError
 
 
@@ -169,6 +179,59 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
         dictionary.index("chol")
     with pytest.raises(DictionaryError, match="no grid 'chol'; its grids are: bp, sex x age"):
         dictionary.grid("chol")
+
+
+def test_the_outcome_definition_is_part_of_both_digests() -> None:
+    plain = parse_dictionary(SMALL_DICTIONARY)
+    for key in ("time_window", "exclusions"):
+        changed = parse_dictionary(_changed("[[features]]", f'{key} = "one year"\n\n[[features]]'))
+        assert changed.digest != plain.digest
+        assert changed.target.outcome_digest != plain.target.outcome_digest
+    other_column = parse_dictionary(_changed('column = "ill"', 'column = "sick"'))
+    assert other_column.target.outcome_digest == plain.target.outcome_digest
+
+
+@pytest.mark.parametrize("unit", sorted(NOT_UCUM))
+def test_a_unit_that_is_no_ucum_text_is_told_with_the_right_one(unit: str) -> None:
+    (problem,) = _problems(_changed("mm[Hg]", unit))
+    assert problem == f"feature 'bp': unit must be UCUM text: {NOT_UCUM[unit]}, not {unit}"
+
+
+def test_the_differences_of_two_dictionaries_are_named_one_by_one() -> None:
+    old = parse_dictionary(SMALL_DICTIONARY)
+    text = _changed("[80, 90, 100]", "[80, 90]").replace(
+        'name = "stage"\nfeatures', 'name = "s"\nfeatures'
+    )
+    text = text.replace("epsilon = 1.0", "epsilon = 0.5").replace("ill within a year", "ill")
+    new = parse_dictionary(text)
+
+    assert differences(old, old) == []
+    assert differences(old, new) == [
+        "target: definition ill within a year -> ill",
+        "feature 'bp': cut_points [80, 90, 100] -> [80, 90]",
+        "grid 'stage': left out",
+        "grid 's': new",
+        "policy: epsilon 1 -> 0.5",
+    ]
+
+
+def test_features_that_come_go_and_change_places_are_named() -> None:
+    old = parse_dictionary(SMALL_DICTIONARY)
+    bp, rest = old.feature("bp"), [f for f in old.features if f.name not in ("bp", "stage")]
+    moved = dataclasses.replace(old, features=(bp, *rest))
+
+    assert differences(old, moved) == [
+        "feature 'stage': left out",
+        "features: their order changed",
+    ]
+    assert "feature 'stage': new" in differences(moved, old)
+
+
+def test_every_key_of_a_dictionary_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "dictionary.md").read_text("utf-8")
+    for kind in (Target, Feature, GridSpec, Policy):
+        for key in dataclasses.fields(kind):
+            assert f"`{key.name}`" in text, key.name
 
 
 def test_what_the_coordinator_imports_loads_no_table_or_training_library() -> None:
