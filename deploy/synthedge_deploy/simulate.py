@@ -3,13 +3,17 @@
 This is what makes a mean over seeds affordable; the demonstration itself runs real processes.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from synthedge_client.counting import PatientCounts, effective_disclosure, protect
+from synthedge_client.dose import recommend
 from synthedge_client.gate import check_delivery
-from synthedge_client.outbound import coarsen, deidentify
+from synthedge_client.outbound import deidentify
+from synthedge_client.selection import choose, giveable
 from synthedge_client.settings import DisclosureSettings
 from synthedge_client.site_fill import neighbourhood
 from synthedge_core.dictionary import Dictionary
@@ -24,6 +28,48 @@ from synthedge_deploy.comparison import compare
 from synthedge_deploy.evaluate import Measures, Model
 from synthedge_deploy.samples import Samples, join
 
+# Reports by site, then by grid.
+Reports = Mapping[str, Mapping[str, GridStatistics]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One region that the recipient asked for.
+
+    Attributes
+    ----------
+    grid, region : str
+        The region in words.
+    z : float
+        Of the hole.
+    rows : int
+        Asked for.
+    received : dict
+        Rows by donor; empty if nobody had any.
+    """
+
+    grid: str
+    region: str
+    z: float
+    rows: int
+    received: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """What one site asked for, received and filled.
+
+    Attributes
+    ----------
+    asks : tuple of Ask
+    received, synthetic : Samples
+        Active after the recipient's gate; both may be empty.
+    """
+
+    asks: tuple[Ask, ...]
+    received: Samples
+    synthetic: Samples
+
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
@@ -32,7 +78,7 @@ class Simulation:
     Attributes
     ----------
     grid, region : str or None
-        Of the recipient's first hole, in words; None if it found none.
+        That was asked for first, in words; None if the recipient found no hole.
     z : float
         Of that hole; 0 if there is none.
     transfers : dict
@@ -49,7 +95,7 @@ class Simulation:
 
 
 def simulate(cohort: Cohort, seed: int) -> Simulation:
-    """Publish, find the recipient's first hole, move rows from the ranked donors, fill, measure.
+    """Run the demonstration's story: the carved site's steward asks on suspicion too; measure.
 
     Parameters
     ----------
@@ -67,28 +113,86 @@ def simulate(cohort: Cohort, seed: int) -> Simulation:
     DisclosureRefusedError
         If the dictionary's policy does not protect the reports.
     """
-    dictionary = cohort.dictionary
-    grids = {spec.name: NamedGrid(dictionary, spec) for spec in dictionary.grids}
-    reports = {
-        hospital.site: _published(hospital, grids, dictionary) for hospital in cohort.hospitals
-    }
-    generator = np.random.default_rng([seed, 200])
-    found = _first_hole(cohort, grids, reports)
-    deliveries: dict[str, Samples] = {}
-    if found is not None:
-        deliveries = _deliveries(cohort, grids[found[0]], found[1].voxel, reports, generator)
-    nothing = cohort.recipient.samples.rows(np.array([], dtype=np.int64))
-    received = join([nothing, *deliveries.values()])
-    synthetic = nothing
-    if found is not None and len(received) >= MIN_NEAR_ROWS:
-        synthetic = _fill(cohort, received, seed)
+    moved = move_rows(cohort, published_reports(cohort), seed, suspected=True)
+    first = moved.asks[0] if moved.asks else None
+    transfers: Counter[str] = Counter()
+    for ask in moved.asks:
+        transfers.update(ask.received)
     return Simulation(
-        grid=None if found is None else found[0],
-        region=None if found is None else grids[found[0]].label(found[1].voxel),
-        z=0.0 if found is None else found[1].z,
-        transfers={donor: len(samples) for donor, samples in deliveries.items()},
-        comparison=compare(cohort, received, synthetic, seed),
+        grid=None if first is None else first.grid,
+        region=None if first is None else first.region,
+        z=0.0 if first is None else first.z,
+        transfers=dict(transfers),
+        comparison=compare(cohort, moved.received, moved.synthetic, seed),
     )
+
+
+def published_reports(cohort: Cohort) -> dict[str, dict[str, GridStatistics]]:
+    """Protect and publish what every hospital counts; by site and grid.
+
+    Raises
+    ------
+    DisclosureRefusedError
+        If the dictionary's policy does not protect the reports.
+    """
+    grids = _grids(cohort)
+    return {
+        hospital.site: _published(hospital, grids, cohort.dictionary)
+        for hospital in cohort.hospitals
+    }
+
+
+def move_rows(cohort: Cohort, reports: Reports, seed: int, *, suspected: bool = False) -> Moved:
+    """Find the recipient's holes, ask for rows of the ranked donors, pass the gate, fill.
+
+    Parameters
+    ----------
+    cohort : Cohort
+    reports : mapping
+        From `published_reports`.
+    seed : int
+        Picks the donors' rows and the fill.
+    suspected : bool
+        Whether the recipient asks for the first region where nothing is confirmed, as a steward may.
+
+    Returns
+    -------
+    Moved
+    """
+    grids, policy = _grids(cohort), cohort.dictionary.policy
+    generator = np.random.default_rng([seed, 200])
+    nothing = cohort.recipient.samples.rows(np.array([], dtype=np.int64))
+    received, asks = nothing, []
+    asked: set[tuple[str, int]] = set()
+    while len(received) < policy.rows_per_transfer:
+        chosen = recommend(
+            _holes(cohort, grids, reports, received),
+            asked,
+            least=policy.min_count,
+            most=policy.rows_per_transfer - len(received),
+            suspected=suspected and not asks,
+        )
+        if chosen is None:
+            break
+        grid, hole = grids[chosen.grid], chosen.hole
+        asked.add((chosen.grid, hole.voxel))
+        delivered = _deliveries(cohort, grid, hole.voxel, chosen.rows, reports, generator)
+        received = join([received, *delivered.values()])
+        asks.append(
+            Ask(
+                grid=grid.name,
+                region=grid.label(hole.voxel),
+                z=hole.z,
+                rows=chosen.rows,
+                received={donor: len(samples) for donor, samples in delivered.items()},
+            )
+        )
+    synthetic = _fill(cohort, received, seed) if len(received) >= MIN_NEAR_ROWS else nothing
+    return Moved(asks=tuple(asks), received=received, synthetic=synthetic)
+
+
+def _grids(cohort: Cohort) -> dict[str, NamedGrid]:
+    return {spec.name: NamedGrid(cohort.dictionary, spec) for spec in cohort.dictionary.grids}
 
 
 def _counts(hospital: Hospital, grid: NamedGrid) -> VoxelCounts:
@@ -124,29 +228,31 @@ def _published(
     return published
 
 
-def _first_hole(
-    cohort: Cohort, grids: dict[str, NamedGrid], reports: dict[str, dict[str, GridStatistics]]
-) -> tuple[str, Hole] | None:
+def _holes(
+    cohort: Cohort, grids: dict[str, NamedGrid], reports: Reports, received: Samples
+) -> list[tuple[str, Hole]]:
+    """Rank the recipient's holes as `gaps list` does, what it received counted as its own."""
     min_others = cohort.dictionary.policy.min_sites - 1
+    own = join([cohort.recipient.samples, received])
     holes = {}
     for name in reports[cohort.carved_site]:
         others = [reports[h.site][name] for h in cohort.donors if name in reports[h.site]]
         if len(others) >= min_others:
-            own = _counts(cohort.recipient, grids[name])
+            counts = count(grids[name], own.values, own.positive)
             profile = hole_profile(others, min_others)
-            holes[name] = find_holes(profile, own.positives, own.negatives)
-    ranked = rank_holes(holes)
-    return ranked[0] if ranked else None
+            holes[name] = find_holes(profile, counts.positives, counts.negatives)
+    return rank_holes(holes)
 
 
 def _deliveries(
     cohort: Cohort,
     grid: NamedGrid,
     voxel: int,
-    reports: dict[str, dict[str, GridStatistics]],
+    n_wanted: int,
+    reports: Reports,
     generator: np.random.Generator,
 ) -> dict[str, Samples]:
-    """Consented positives of the region from the ranked donors, as the recipient's gate takes them."""
+    """Rows of the region from the ranked donors, as the recipient's gate takes them."""
     dictionary, policy = cohort.dictionary, cohort.dictionary.policy
     own = cohort.recipient.samples
     features = tuple(
@@ -164,23 +270,27 @@ def _deliveries(
     )
     donors = {hospital.site: hospital for hospital in cohort.donors}
     deliveries: dict[str, Samples] = {}
-    n_wanted = policy.rows_per_transfer
     for match in matches:
         if match.voxel != voxel or n_wanted <= 0:
             continue
         donor = donors[match.donor]
-        givable = donor.samples.positive & donor.has_consent
-        # As `donating.prepare` selects: by the values that would leave, and not from a handful of patients.
-        leaving = coarsen(donor.samples.values, dictionary)
-        eligible = np.flatnonzero(givable & (grid.assign(leaving) == voxel))
+        eligible = giveable(
+            donor.samples.values,
+            donor.samples.positive,
+            donor.has_consent,
+            dictionary,
+            grid,
+            match.donor_voxel,
+        )
+        # As in `donating.prepare`: not from a handful of patients.
         if len(eligible) < policy.min_count:
             continue
-        chosen = generator.permutation(eligible)[:n_wanted]
+        chosen = choose(eligible, n_wanted, generator)
         samples = np.full((len(chosen), len(dictionary.features)), np.nan)
         agreed = [dictionary.index(name) for name in features]
         samples[:, agreed] = deidentify(donor.samples.values[chosen], dictionary, features)
         if check_delivery(
-            samples, own.values, own.positive, dictionary, features, grid, voxel
+            samples, own.values, own.positive, dictionary, features, grid, match.donor_voxel
         ).accepted:
             deliveries[match.donor] = Samples(samples, np.ones(len(samples), dtype=np.bool_))
             n_wanted -= len(samples)
