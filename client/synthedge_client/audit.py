@@ -1,35 +1,83 @@
 """The audit report of a site: which gaps were found, what left, what was received, and who decided.
 
-One model object; the terminal and JSON show the same. It holds names, counts and digests, never a value of a patient.
+One model object; the terminal, JSON, CSV and HTML show the same (see `audit_sections`). It holds names, counts and
+digests, never a value of a patient: it may be handed to an auditor.
 """
 
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
 from synthedge_client import store
+from synthedge_client.exports import list_exports
 from synthedge_client.gaps import Gap, list_gaps
+from synthedge_client.log_heads import alarms
 from synthedge_client.outbound import sha256
 from synthedge_client.site import Site
 from synthedge_client.transfers import Transfer, list_transfers, region_of
+from synthedge_client.withdrawal_status import describe_withdrawals
 from synthedge_core import __version__
+from synthedge_core.errors import SynthEdgeError
+from synthedge_core.frame import Frame
+from synthedge_protocols.checkpoints import site_origin
+from synthedge_protocols.keys import fingerprint
 from synthedge_protocols.lifecycle import State, is_final
 from synthedge_protocols.v1 import statements_pb2 as pb
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-_REFUSALS = ("message refused", "peer refused", "refused by the coordinator", "transfer stuck")
+_REFUSALS = (
+    "message refused",
+    "peer refused",
+    "refused by the coordinator",
+    "transfer stuck",
+    "withdrawal stuck",
+    "coordinator log diverged",
+    "ledger frozen",
+)
 # States in which rows have left the donor for good.
 _LEFT = frozenset({State.RELAYED, State.DELIVERED, State.ACTIVE, State.REFUSED, State.PURGED})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Period:
+    """What is reported: from `since` to `until`, Unix time in milliseconds, each open when None."""
+
+    since_ms: int | None = None
+    until_ms: int | None = None
+
+    def holds(self, at_ms: int) -> bool:
+        """Whether a moment lies in it."""
+        return (self.since_ms is None or at_ms >= self.since_ms) and (
+            self.until_ms is None or at_ms <= self.until_ms
+        )
+
+    def overlaps(self, begin_ms: int, end_ms: int) -> bool:
+        """Whether something that lasted has a moment in it."""
+        return (self.until_ms is None or begin_ms <= self.until_ms) and (
+            self.since_ms is None or end_ms >= self.since_ms
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class AuditReport:
-    """Everything the report shows; all lists are in the order things happened."""
+    """Everything the report shows; all lists are in the order things happened, overdue withdrawals first.
+
+    Attributes
+    ----------
+    site, consortium, fingerprint, certificate_expires, software, written_at, since, until : str
+        Who, by which software, when, about which period; times in ISO 8601, UTC, empty for an open end.
+    dictionary, dictionary_digest, frame, outcome : str
+        What the site agreed to.
+    log_entries, log_root, verify_command
+        The audit log as it stood, and how to check a copy of it.
+    alarms : list of str
+        What speaks against the coordinator's own log.
+    withdrawals, gaps, published, decisions, sent, received, open, exports, peers, refused_messages : list of dict
+    gaps_problem : str
+        Why no gaps are listed, if that is not because there are none.
+    """
 
     site: str
     consortium: str
@@ -37,49 +85,92 @@ class AuditReport:
     certificate_expires: str
     dictionary: str
     dictionary_digest: str
+    frame: str
+    outcome: str
     software: str
     written_at: str
+    since: str
+    until: str
+    log_entries: int
+    log_root: str
+    verify_command: str
+    alarms: list[str]
+    withdrawals: list[dict[str, Any]]
     gaps: list[dict[str, Any]]
+    gaps_problem: str
     published: list[dict[str, Any]]
+    decisions: list[dict[str, Any]]
     sent: list[dict[str, Any]]
     received: list[dict[str, Any]]
     open: list[dict[str, Any]]
+    exports: list[dict[str, Any]]
+    peers: list[dict[str, Any]]
     refused_messages: list[dict[str, Any]]
-    n_events: int
 
 
-def collect(site: Site) -> AuditReport:
-    """Gather the report from the site's own records."""
+def collect(site: Site, period: Period | None = None) -> AuditReport:
+    """Gather the report from the site's own records.
+
+    Parameters
+    ----------
+    site : Site
+    period : Period, optional
+        Of what happened; gaps, peers and open matters are always those of now.
+    """
+    period = period or Period()
     dictionary = site.dictionary
+    gaps, gaps_problem = _gaps(site)
     with site.store.read() as connection:
-        transfers = list_transfers(connection)
         told = set(connection.execute(sa.select(store.disclosed.c.transfer_id)).scalars())
 
         def has_moved_rows(transfer: Transfer) -> bool:
             # Ended after its bytes had left: the recipient may have opened them.
             return transfer.state in _LEFT or (is_final(transfer.state) and transfer.id in told)
 
+        transfers = [
+            t
+            for t in list_transfers(connection)
+            if period.overlaps(t.created_at_ms, t.changed_at_ms)
+        ]
+        moved = [(t, _transfer(site, t)) for t in transfers if has_moved_rows(t)]
+        head = store.event_log.head(connection, site_origin(site.consortium, site.settings.id))
         return AuditReport(
             site=site.settings.id,
             consortium=site.consortium,
             fingerprint=site.fingerprint,
-            certificate_expires=site.keys.certificate_expires.isoformat(),
+            certificate_expires=site.keys.certificate_expires.isoformat(timespec="seconds"),
             dictionary=dictionary.name,
             dictionary_digest=dictionary.digest,
+            frame=Frame(dictionary).frame_id,
+            outcome="; ".join(dictionary.target.in_words()),
             software=f"synthedge-federation {__version__}",
-            written_at=_when(store.now_ms()),
-            gaps=[_gap(gap) for gap in list_gaps(site)],
-            published=_published(connection),
-            sent=[_transfer(site, t) for t in transfers if t.role == "donor" and has_moved_rows(t)],
-            received=[
-                _transfer(site, t) for t in transfers if t.role == "recipient" and has_moved_rows(t)
-            ],
+            written_at=when(store.now_ms()),
+            since=when(period.since_ms),
+            until=when(period.until_ms),
+            log_entries=head.size,
+            log_root=head.root.hex(),
+            verify_command="synthedge audit verify FILE   (FILE from 'synthedge site audit export')",
+            alarms=[alarm["what"] for alarm in alarms(connection)],
+            withdrawals=[_withdrawal(entry) for entry in describe_withdrawals(site)],
+            gaps=gaps,
+            gaps_problem=gaps_problem,
+            published=_published(connection, period),
+            decisions=_decisions(connection, period),
+            sent=[row for t, row in moved if t.role == "donor"],
+            received=[row for t, row in moved if t.role == "recipient"],
             open=[_transfer(site, t) for t in transfers if not has_moved_rows(t)],
-            refused_messages=_refusals(connection),
-            n_events=connection.execute(
-                sa.select(sa.func.count()).select_from(store.events)
-            ).scalar_one(),
+            exports=[_export(row) for row in list_exports(connection)],
+            peers=_peers(connection),
+            refused_messages=_refusals(connection, period),
         )
+
+
+def _gaps(site: Site) -> tuple[list[dict[str, Any]], str]:
+    try:
+        return [_gap(gap) for gap in list_gaps(site)], ""
+    except SynthEdgeError as error:
+        # An auditor's report must not depend on whether the table can be read today.
+        return [], f"the gaps could not be computed: {error}"
 
 
 def _gap(gap: Gap) -> dict[str, Any]:
@@ -95,7 +186,7 @@ def _gap(gap: Gap) -> dict[str, Any]:
     }
 
 
-def _published(connection: sa.Connection) -> list[dict[str, Any]]:
+def _published(connection: sa.Connection, period: Period) -> list[dict[str, Any]]:
     releases = connection.execute(
         sa.select(store.releases)
         .where(store.releases.c.statement.is_not(None))
@@ -103,18 +194,23 @@ def _published(connection: sa.Connection) -> list[dict[str, Any]]:
     ).all()
     shown = []
     for release in releases:
+        if not period.holds(release.spent_at_ms):
+            continue
         signed = pb.SignedStatement.FromString(release.statement)
         report = pb.GapReport.FromString(pb.Statement.FromString(signed.statement).payload)
         voxels = [voxel for grid in report.grids for voxel in grid.voxels]
         shown.append(
             {
-                "at": _when(release.spent_at_ms),
+                "at": when(release.spent_at_ms),
                 "disclosure": release.disclosure,
                 "epsilon": release.epsilon,
                 "min_count": release.min_count,
                 "grids": [grid.grid for grid in report.grids],
                 "voxels": len(voxels),
                 "suppressed": sum(voxel.suppressed for voxel in voxels),
+                "why": f"below {release.min_count}, or derivable from the others"
+                if release.min_count
+                else "",
                 "bytes": len(signed.statement),
                 "statement_digest": sha256(signed.statement).hex(),
             }
@@ -137,8 +233,8 @@ def _transfer(site: Site, transfer: Transfer) -> dict[str, Any]:
         "rows": transfer.rows or 0,
         "state": transfer.state.value,
         "reason": transfer.reason or "",
-        "requested_at": _when(transfer.created_at_ms),
-        "changed_at": _when(transfer.changed_at_ms),
+        "requested_at": when(transfer.created_at_ms),
+        "changed_at": when(transfer.changed_at_ms),
         "retention_days": transfer.request.retention_days,
         "ciphertext_digest": _ciphertext_digest(site, transfer),
         "decided_by": _deciders(site, transfer),
@@ -162,106 +258,101 @@ def _ciphertext_digest(site: Site, transfer: Transfer) -> str:
 
 def _deciders(site: Site, transfer: Transfer) -> list[str]:
     with site.store.read() as connection:
-        rows = connection.execute(
-            sa.select(store.events.c.what, store.events.c.who, store.events.c.details)
-            .where(
-                store.events.c.what.in_(
-                    (
-                        "transfer requested",
-                        "transfer approved",
-                        "transfer declined",
-                        "transfer cancelled",
-                    )
-                )
+        decisions = _decisions(connection, Period())
+    return [
+        f"{decision['what']} by {decision['who']}"
+        for decision in decisions
+        if decision["transfer_id"] == transfer.id.hex()
+    ]
+
+
+def _decisions(connection: sa.Connection, period: Period) -> list[dict[str, Any]]:
+    """What people decided, or rules in their place, about transfers; the agent's own steps are none."""
+    rows = connection.execute(
+        sa.select(store.events)
+        .where(store.events.c.what.like("transfer %"), store.events.c.who != "agent")
+        .order_by(store.events.c.id)
+    ).all()
+    shown = []
+    for row in rows:
+        details = json.loads(row.details)
+        if period.holds(row.at_ms) and "transfer_id" in details:
+            shown.append(
+                {
+                    "at": when(row.at_ms),
+                    "transfer_id": details["transfer_id"],
+                    "what": row.what.removeprefix("transfer "),
+                    "who": row.who,
+                    "reason": details.get("reason", ""),
+                }
             )
-            .order_by(store.events.c.id)
-        ).all()
-    mine = [r for r in rows if json.loads(r.details).get("transfer_id") == transfer.id.hex()]
-    return [f"{r.what.removeprefix('transfer ')} by {r.who}" for r in mine]
+    return shown
 
 
-def _refusals(connection: sa.Connection) -> list[dict[str, Any]]:
+def _withdrawal(entry: dict[str, Any]) -> dict[str, Any]:
+    report = entry["report"] or {}
+    return {
+        "notice_id": entry["notice_id"],
+        "transfer_id": entry["transfer_id"],
+        "role": entry["role"],
+        "peer": entry["peer"],
+        "state": "OVERDUE" if entry["overdue"] else entry["state"],
+        "since": entry["since"],
+        "settled": entry["settled"],
+        "rows": entry["rows"],
+        "files": [f"{copy['name']} ({copy['state']})" for copy in report.get("copies", [])],
+        "problem": entry["problem"],
+    }
+
+
+def _export(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "written_at": when(row["written_at_ms"]),
+        "file": row["path"],
+        "kind": row["kind"],
+        "state": row["state"],
+        "holds": row["holds"],
+        "sha256": row["sha256"],
+    }
+
+
+def _peers(connection: sa.Connection) -> list[dict[str, Any]]:
+    peers = connection.execute(sa.select(store.peers).order_by(store.peers.c.site)).all()
+    heads = {
+        row.site: row.seen_at_ms for row in connection.execute(sa.select(store.peer_heads)).all()
+    }
+    return [
+        {
+            "site": peer.site,
+            "fingerprint": fingerprint(peer.statement_public_key),
+            "compared": when(peer.verified_at_ms) or "NOT COMPARED",
+            "standing": peer.standing or "active",
+            "log_compared": when(heads.get(peer.site)),
+            "problem": peer.problem or "",
+        }
+        for peer in peers
+    ]
+
+
+def _refusals(connection: sa.Connection, period: Period) -> list[dict[str, Any]]:
     rows = connection.execute(
         sa.select(store.events)
         .where(store.events.c.what.in_(_REFUSALS))
         .order_by(store.events.c.id)
     ).all()
-    return [{"at": _when(r.at_ms), "what": r.what} | json.loads(r.details) for r in rows]
+    return [
+        {
+            "at": when(row.at_ms),
+            "what": row.what,
+            "reason": json.loads(row.details).get("reason", ""),
+        }
+        for row in rows
+        if period.holds(row.at_ms)
+    ]
 
 
-def _when(at_ms: int) -> str:
+def when(at_ms: int | None) -> str:
+    """A time in ISO 8601, UTC, to the second; empty for none."""
+    if at_ms is None:
+        return ""
     return datetime.fromtimestamp(at_ms / 1000, tz=UTC).isoformat(timespec="seconds")
-
-
-def render(report: AuditReport, console: "Console") -> None:
-    """Print the report for people, at 80 columns."""
-    from rich.table import Table
-
-    console.print(f"[bold]Audit report of site {report.site}[/bold]  {report.written_at}")
-    console.print(f"consortium   {report.consortium}")
-    console.print(f"fingerprint  {report.fingerprint}")
-    console.print(f"certificate  until {report.certificate_expires}")
-    console.print(f"dictionary   {report.dictionary}, {report.dictionary_digest[:16]}…")
-    console.print(f"software     {report.software}; {report.n_events} events on record")
-
-    def section(title: str, rows: list[dict[str, Any]], columns: dict[str, str], none: str) -> None:
-        console.print(f"\n[bold]{title}[/bold]")
-        if not rows:
-            console.print(f"  {none}")
-            return
-        table = Table(box=None, pad_edge=False)
-        for heading in columns.values():
-            table.add_column(heading, overflow="fold")
-        for row in rows:
-            table.add_row(*(str(row[key]) for key in columns))
-        console.print(table)
-
-    section(
-        "Gaps found",
-        report.gaps,
-        {
-            "region": "region",
-            "status": "status",
-            "expected": "expected",
-            "observed": "observed",
-            "z": "z",
-        },
-        "none: no voxel is short of positives against the other sites",
-    )
-    section(
-        "Published to the coordinator",
-        report.published,
-        {
-            "at": "when",
-            "disclosure": "protection",
-            "epsilon": "epsilon",
-            "voxels": "voxels",
-            "suppressed": "suppressed",
-            "bytes": "bytes",
-        },
-        "nothing",
-    )
-    transfer_columns = {
-        "transfer_id": "transfer",
-        "region": "region",
-        "rows": "rows",
-        "state": "state",
-        "purpose": "purpose",
-    }
-    for title, rows, other in (
-        ("Sent", report.sent, "recipient"),
-        ("Received", report.received, "donor"),
-        ("Open or ended without rows", report.open, "donor"),
-    ):
-        short = [row | {"transfer_id": row["transfer_id"][:12]} for row in rows]
-        section(title, short, {other: other} | transfer_columns, "nothing")
-        for row in rows:
-            for line in (*row["decided_by"], row["reason"]):
-                if line:
-                    console.print(f"  {row['transfer_id'][:12]}: {line}")
-    section(
-        "Refused, or stuck",
-        report.refused_messages,
-        {"at": "when", "what": "what", "reason": "reason"},
-        "none",
-    )

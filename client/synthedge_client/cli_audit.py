@@ -11,20 +11,48 @@ from synthedge_client.cli_options import (
     JsonOption,
     lines,
 )
-from synthedge_client.console import emit
+from synthedge_client.console import emit, note, print_line
 
 app = typer.Typer(help="What happened at this site.", no_args_is_help=True)
 
 
 @app.command("report")
-def audit_report(dir: FolderOption = HERE, json: JsonOption = False) -> None:
+def audit_report(
+    since: Annotated[str | None, typer.Option(help="From this day on.")] = None,
+    until: Annotated[str | None, typer.Option(help="Up to this day.")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="As one CSV table.")] = False,
+    html: Annotated[
+        bool, typer.Option("--html", help="As one HTML page with pictures; needs --out.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this file, which must not exist, not here.")
+    ] = None,
+    dir: FolderOption = HERE,
+    json: JsonOption = False,
+) -> None:
     """Show which gaps were found, what left, what was received, and who decided."""
-    from synthedge_client import audit
+    from synthedge_client import audit, audit_files, audit_sections
+    from synthedge_client.audit_log import parse_day
     from synthedge_client.site import open_site
 
+    form = audit_files.choose_form(as_json=json, as_csv=csv, as_html=html, out=out)
+    period = audit.Period(
+        since_ms=audit_files.in_ms(parse_day(since)),
+        until_ms=audit_files.in_ms(parse_day(until, end=True)),
+    )
     with open_site(dir) as site:
-        report = audit.collect(site)
-    emit(report, as_json=json, render=lambda console: audit.render(report, console))
+        report = audit.collect(site, period)
+    if out is not None:
+        audit_files.write(report, form, out)
+        note(f"{out}: audit report of site '{report.site}'")
+    elif form == "csv":
+        print_line(audit_sections.to_csv(report).rstrip())
+    else:
+        emit(
+            report,
+            as_json=form == "json",
+            render=lambda console: audit_sections.render(report, console),
+        )
 
 
 @app.command("verify")

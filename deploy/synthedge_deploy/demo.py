@@ -392,7 +392,8 @@ class _People:
 
     def audit(self) -> None:
         """Show every site's audit report."""
-        from synthedge_client.audit import AuditReport, render
+        from synthedge_client.audit import AuditReport
+        from synthedge_client.audit_sections import render
 
         with self.story.chapter("Each site's audit report"):
             self.reports = self._everywhere(lambda h: self._at(h.site, "audit", "report"))
