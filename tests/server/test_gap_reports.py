@@ -250,3 +250,76 @@ async def test_an_open_inbox_hears_of_new_messages_at_once(coordinator: Consorti
 
     assert (await first).WhichOneof("body") == "profile"
     stream.cancel()
+
+
+def by_noise(i_site: int, epsilon: float = 1.0) -> pb.GapReport:
+    report = gap_report(*counts_of_site(i_site))
+    report.disclosure, report.epsilon, report.min_count = "dp", epsilon, 0
+    return report
+
+
+async def test_a_site_cannot_release_more_than_the_budget_of_a_dictionary(
+    coordinator: Consortium,
+) -> None:
+    north, south = await coordinator.enrol("north"), await coordinator.enrol("south")
+    for i in range(4):
+        await north.submit(north.sign_as_steward(by_noise(i)))
+
+    with pytest.raises(PolicyError, match=r"on top of 4 .* allows 4 under one dictionary"):
+        await north.submit(north.sign_as_steward(by_noise(4, epsilon=0.1)))
+
+    await south.submit(south.sign_as_steward(by_noise(4)))  # each site has its own
+
+
+async def test_a_site_is_told_what_was_received_of_it_and_of_nobody_else(
+    coordinator: Consortium,
+) -> None:
+    north, south = await coordinator.enrol("north"), await coordinator.enrol("south")
+    report = by_noise(0)
+    await north.submit(north.sign_as_steward(report))
+
+    asked = wire.ReleasesRequest(dictionary_digest=DIGEST)
+    (told,) = (await north.stub.GetReleases(asked, timeout=TIMEOUT_S)).releases
+
+    assert (told.release_id, told.disclosure, told.epsilon) == (report.release_id, "dp", 1.0)
+    assert not (await south.stub.GetReleases(asked, timeout=TIMEOUT_S)).releases
+    other = wire.ReleasesRequest(dictionary_digest=bytes(32))
+    assert not (await north.stub.GetReleases(other, timeout=TIMEOUT_S)).releases
+
+
+async def test_an_earlier_release_signed_anew_is_the_current_one_again(
+    coordinator: Consortium,
+) -> None:
+    north = await coordinator.enrol("north")
+    first, second = by_noise(0), by_noise(1)
+    for report in (first, second, first):
+        await north.submit(north.sign_as_steward(report))
+        await asyncio.sleep(0.002)  # a statement of another millisecond is another statement
+
+    with reading(coordinator.folder) as engine, engine.connect() as connection:
+        table = store.reports
+        current = connection.execute(select(table.c.release_id).where(table.c.is_current)).all()
+    assert [row.release_id for row in current] == [first.release_id]
+
+
+async def test_a_recipient_that_suppressed_its_hole_is_told_of_donors_for_it(
+    coordinator: Consortium,
+) -> None:
+    positives, negatives = counts_of_site(0, hole=7)
+    negatives[7] = 0
+    report = gap_report(positives, negatives)
+    report.grids[1].voxels[7].Clear()
+    grid = GRIDS["sex x bp"]
+    report.grids[1].voxels[7].index.extend(grid.index_of(7))
+    report.grids[1].voxels[7].centroid.extend(grid.centroid(7))
+    report.grids[1].voxels[7].suppressed = True
+    north = await coordinator.enrol("north")
+    await north.submit(north.sign_as_steward(report))
+    await coordinator.reporting("south", "west")
+
+    (proposals,) = [m.proposals for m in await north.inbox() if m.WhichOneof("body") == "proposals"]
+
+    offers = [p for p in proposals.proposals if list(p.voxel) == [1, 3] and p.grid == "sex x bp"]
+    # South, the first of `reporting`, has the same hole.
+    assert [(p.donor, list(p.donor_voxel)) for p in offers if p.rank == 1] == [("west", [1, 3])]
+    assert "did not publish" in offers[0].reason
