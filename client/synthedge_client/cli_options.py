@@ -28,8 +28,11 @@ def read_passphrase(file: Path | None, *, confirm: bool = False) -> bytes:
     ------
     UsageError
         If the file is not there.
+    IdentityError
+        If others than its owner can read it.
     """
     from synthedge_core.errors import UsageError
+    from synthedge_protocols.private_files import read_private_file
 
     if file is None:
         text: str = typer.prompt(
@@ -40,7 +43,7 @@ def read_passphrase(file: Path | None, *, confirm: bool = False) -> bytes:
         raise UsageError(
             f"there is no passphrase file {file}; name one, or leave the option out to be asked"
         )
-    return file.read_bytes().rstrip(b"\r\n")
+    return read_private_file(file).rstrip(b"\r\n")
 
 
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> Any:

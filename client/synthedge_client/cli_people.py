@@ -72,7 +72,9 @@ def peers_list(dir: FolderOption = HERE, json: JsonOption = False) -> None:
                     p["site"],
                     p["fingerprint"],
                     "yes" if p["verified"] else "NO: telephone and compare",
-                    p["problem"],
+                    f"announced: {p['pending']}; telephone and compare"
+                    if p["pending"]
+                    else p["problem"],
                 ]
                 for p in peers
             ],

@@ -12,6 +12,7 @@ from synthedge_client import (
     cli_consent,
     cli_dictionary,
     cli_gaps,
+    cli_keys,
     cli_people,
     cli_policies,
     cli_requests,
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_people.steward_app, name="steward")
 app.add_typer(cli_people.peers_app, name="peers")
+app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_dictionary.app, name="dictionary")
 app.add_typer(cli_gaps.app, name="gaps")
 app.add_typer(cli_requests.app, name="requests")

@@ -2,8 +2,9 @@
 
 Rules
 -----
-* ``keys/site.secret`` opens the statement, HPKE and TLS keys and everything encrypted in the database;
-  it is a file of mode 0600 (a passphrase would keep an unattended agent from starting).
+* ``keys/site.secret`` opens the statement, HPKE and TLS keys and everything encrypted in the database: a file of
+  mode 0600, so that an unattended agent can start. `protect_secret` replaces it by ``keys/site.secret.sealed``,
+  encrypted under a passphrase in a file elsewhere: a copy of the site's folder alone then opens nothing.
 * A steward's key opens only with the steward's passphrase, so no program decides in a steward's name.
 * A missing, readable-by-others or damaged key file is refused.
 """
@@ -31,7 +32,9 @@ from synthedge_protocols.names import check_name
 from synthedge_protocols.private_files import (
     PASSPHRASE_COST,
     read_private_file,
+    read_secret,
     write_private_file,
+    write_secret,
 )
 from synthedge_protocols.statements import sign
 from synthedge_protocols.v1 import statements_pb2 as pb
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
 MIN_PASSPHRASE = 8
 STEWARD_DAYS = 365
 _DAY_MS = 86_400_000
+_SECRET_KIND = "site-secret"  # noqa: S105 - names the file, opens nothing
 
 
 @dataclass(frozen=True)
@@ -174,9 +178,9 @@ def load_keys(folder: Path) -> KeyStore:
     Raises
     ------
     IdentityError
-        If a key file is missing, damaged, or readable by others.
+        If a key file is missing, damaged, or readable by others, or the passphrase is wrong.
     """
-    secret = read_private_file(folder / "site.secret")
+    secret = _site_secret(folder)
     return KeyStore(
         folder,
         secret,
@@ -184,6 +188,50 @@ def load_keys(folder: Path) -> KeyStore:
         HpkeKeyPair.load(folder / "hpke.key", secret),
         TlsKey.load(folder / "tls.key", secret),
     )
+
+
+def _site_secret(folder: Path) -> bytes:
+    sealed, where = folder / "site.secret.sealed", folder / "site.passphrase-file"
+    if (folder / "site.secret").exists() or not sealed.exists():
+        return read_private_file(folder / "site.secret")
+    passphrase_file = Path(read_private_file(where).decode())
+    return read_secret(sealed, _SECRET_KIND, read_private_file(passphrase_file).rstrip(b"\r\n"))
+
+
+def protect_secret(folder: Path, passphrase_file: Path) -> None:
+    """Encrypt the site's secret under the passphrase in a file, and delete the bare one.
+
+    Raises
+    ------
+    UsageError
+        If it is encrypted already, the passphrase is short, or its file lies beside the keys.
+    IdentityError
+        If a file is missing or readable by others.
+    """
+    bare, path = folder / "site.secret", passphrase_file.resolve()
+    if not bare.exists():
+        raise UsageError(f"the keys in {folder} are protected by a passphrase already")
+    if folder.parent.resolve() in path.parents:
+        raise UsageError(
+            f"{passphrase_file} lies in the site's own folder, where it protects nothing; keep it elsewhere"
+        )
+    passphrase = read_private_file(path).rstrip(b"\r\n")
+    _require_long(passphrase)
+    secret = read_private_file(bare)
+    for leftover in (folder / "site.secret.sealed", folder / "site.passphrase-file"):
+        leftover.unlink(missing_ok=True)  # of an attempt that was interrupted
+    write_private_file(folder / "site.passphrase-file", str(path).encode())
+    write_secret(
+        folder / "site.secret.sealed", _SECRET_KIND, secret, passphrase, cost=PASSPHRASE_COST
+    )
+    bare.unlink()
+
+
+def _require_long(passphrase: bytes) -> None:
+    if len(passphrase) < MIN_PASSPHRASE:
+        raise UsageError(
+            f"the passphrase has {len(passphrase)} characters, expected at least {MIN_PASSPHRASE}"
+        )
 
 
 @dataclass(frozen=True)
@@ -232,10 +280,7 @@ def add_steward(keys: Path, name: str, passphrase: bytes) -> str:
         If the name is not of lower-case letters, digits and hyphens.
     """
     check_name("steward", name)
-    if len(passphrase) < MIN_PASSPHRASE:
-        raise UsageError(
-            f"the passphrase has {len(passphrase)} characters, expected at least {MIN_PASSPHRASE}"
-        )
+    _require_long(passphrase)
     folder = keys / "stewards"
     path = folder / f"{name}.key"
     if path.exists():

@@ -86,7 +86,7 @@ def _has_lost_consents(site: Site, transaction: sa.Connection, transfer: Transfe
 
 
 def _peer_hpke(site: Site, transaction: sa.Connection, transfer: Transfer) -> HpkePublicKey:
-    site.require_verified_peer(transaction, transfer.peer)
+    site.require_verified_peer(transaction, transfer.peer, goes_on=True)
     key = hpke_key_of(transaction, transfer.peer, transfer.request.hpke_key_id)
     if key is None:
         raise IdentityError(

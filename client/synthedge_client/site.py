@@ -161,8 +161,18 @@ class Site:
             raise UsageError(f"site '{peer}' is not known here; see 'synthedge site peers list'")
         return key
 
-    def require_verified_peer(self, connection: sa.Connection, peer: str) -> None:
+    def require_verified_peer(
+        self, connection: sa.Connection, peer: str, *, goes_on: bool = False
+    ) -> None:
         """Refuse to deal with a peer whose fingerprint nobody compared.
+
+        Parameters
+        ----------
+        connection : Connection
+        peer : str
+        goes_on : bool
+            Whether a transfer goes on under the keys it was requested with, so that a new key of the peer does not
+            matter.
 
         Raises
         ------
@@ -172,7 +182,8 @@ class Site:
         from synthedge_client.rotation import require_settled
 
         self.peer_public_key(connection, peer)
-        require_settled(connection, peer)
+        if not goes_on:
+            require_settled(connection, peer)
         verified = connection.execute(
             sa.select(store.peers.c.verified_at_ms).where(store.peers.c.site == peer)
         ).scalar_one()

@@ -104,6 +104,7 @@ def wait_until(what: str, reached: Callable[[], bool], timeout_s: float = 30.0) 
 def people(tmp_path: Path) -> Iterator[dict[str, Person]]:
     passphrase = tmp_path / "passphrase"
     passphrase.write_text("correct horse battery")
+    passphrase.chmod(0o600)
     people = {
         "operator": Person(tmp_path / "operator", passphrase),
         "north": Person(tmp_path / "north", passphrase),
