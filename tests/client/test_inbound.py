@@ -136,7 +136,7 @@ def test_a_statement_under_another_dictionary_is_refused(tmp_path: Path) -> None
         )
         refused = arrives(south, statement=queued(north)[0])
 
-    assert "was made under dictionary" in (refused or "")
+    assert "is none that this site accepted" in (refused or "")
 
 
 @pytest.mark.parametrize(
