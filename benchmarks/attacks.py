@@ -1,11 +1,14 @@
 """Attacks on gap reports: what a reader tries who has the reports of a site and nothing else of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
+
+from synthedge_client.attacker import Known
+from synthedge_client.protection import ProtectedCounts
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -56,6 +59,39 @@ def smallest_total(
 
 def _is_whole(values: FloatArray) -> bool:
     return bool(np.abs(values - np.rint(values)).max() < 1e-6)
+
+
+def knowledge(protected: Sequence[ProtectedCounts], k: int) -> list[Known]:
+    """What each published figure says of its count, by the rules of docs/disclosure.md alone.
+
+    Parameters
+    ----------
+    protected : sequence of ProtectedCounts
+        Of one release in threshold mode.
+    k : int
+        Its minimum count.
+    """
+    known = []
+    for told in protected:
+        n_voxels = len(told.suppressed)
+        low, high = np.zeros((2, n_voxels)), np.full((2, n_voxels), np.inf)
+        least = np.zeros(n_voxels)
+        for i in np.flatnonzero(~told.suppressed):
+            figures = (told.positives[i], told.negatives[i])
+            if figures == (0, 0):
+                high[:, i] = 0
+                continue
+            least[i] = k
+            for label, figure in enumerate(figures):
+                if figure == (k - 1) / 2:
+                    high[label, i] = k - 1
+                    continue
+                first = 5 * -(-k // 5)
+                near = range(max(k, int(figure) - 7), int(figure) + 8)
+                fits = [n for n in near if max(5 * round(n / 5), first) == figure]
+                low[label, i], high[label, i] = min(fits), max(fits)
+        known.append(Known(low, high, least))
+    return known
 
 
 def epsilon_at_least(

@@ -16,7 +16,7 @@ from sites import patients, queued, sites, steward
 from synthedge_client.attacker import POSITIVE, Group, Known, Reader
 from synthedge_client.protection import ProtectedCounts, dp_scale, protect_dp
 from synthedge_client.releases import preview, publish
-from synthedge_client.thresholds import protect_threshold
+from synthedge_client.thresholds import Figures, protect_threshold
 from synthedge_core.dictionary import parse_dictionary
 from synthedge_core.errors import DictionaryError
 from synthedge_core.gap_score import voxel_statistics
@@ -41,9 +41,7 @@ def by_threshold(positives: list[int], negatives: list[int], k: int = 5) -> Prot
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_a_voxel_of_one_patient_does_not_tell_the_patients_label(label: int) -> None:
-    alone = [[11, 14, 1 - label, 22], [31, 26, label, 19]]
-
-    told = by_threshold(*alone)
+    told = by_threshold([11, 14, 1 - label, 22], [31, 26, label, 19])
 
     assert told.suppressed.tolist() == [False, False, True, False]
     assert (told.positives[2], told.negatives[2]) == (0, 0)
@@ -162,7 +160,8 @@ def test_differencing_tells_nothing_of_the_one_patient_who_came() -> None:
 @settings(max_examples=15, deadline=None)
 def test_small_steps_never_show_which_step_it_was(steps: list[int]) -> None:
     """A figure may move once k patients came since it was set, not at the step that rounds up."""
-    positives, figures, set_at = 20, {}, 20
+    figures: dict[str, Figures] = {}
+    positives = set_at = 20
     shown = None
     for step in steps:
         positives += step

@@ -4,18 +4,22 @@ import itertools
 
 import numpy as np
 import pytest
+from attacks import knowledge
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plain_grids import PlainGrid, nested, patients_of, tables, voxels_of
 from synthedge_client.attacker import NEGATIVE, POSITIVE, Group, Known, Reader
+from synthedge_client.protection import ProtectedCounts
 from synthedge_client.thresholds import Figures, protect_threshold
 from synthedge_core.errors import DisclosureRefusedError
 
 ONE = [PlainGrid("bp", ("bp",), (4,))]
 
 
-def protect_one(positives: list[int], negatives: list[int], k: int = 5, **earlier: Figures):
+def protect_one(
+    positives: list[int], negatives: list[int], k: int = 5, **earlier: Figures
+) -> tuple[ProtectedCounts, dict[str, Figures]]:
     counts = np.array([positives, negatives])
     label, voxel = (x.repeat(counts.ravel()) for x in map(np.ravel, np.indices(counts.shape)))
     grid = [PlainGrid("bp", ("bp",), (len(positives),))]
@@ -126,11 +130,11 @@ def test_the_readers_bounds_are_those_of_trying_every_table(cells: list[int], sl
     for voxel in range(4):
         group = Group(POSITIVE, {2: voxel})
         counts = {int(t.ravel()[voxel]) for t in fitting}
-        low, high = reader.bounds(group)
-        assert (low, high) <= (min(counts), max(counts))
-        assert high >= max(counts)
+        least, most = reader.bounds(group)
+        assert least <= min(counts)
+        assert most >= max(counts)
         if slack == 0:
-            assert (low, high) == (min(counts), max(counts))
+            assert (least, most) == (min(counts), max(counts))
             assert [reader.is_possible(group, n) for n in range(7)] == [
                 n in counts for n in range(7)
             ]
@@ -150,28 +154,6 @@ def small_groups(
     return found
 
 
-def knowledge(grids: list[PlainGrid], protected: list, k: int) -> list[Known]:
-    """Written anew from docs/disclosure.md: what each published figure says of its count."""
-    known = []
-    for grid, told in zip(grids, protected, strict=True):
-        low, high = np.zeros((2, grid.n_voxels)), np.full((2, grid.n_voxels), np.inf)
-        least = np.zeros(grid.n_voxels)
-        for i in np.flatnonzero(~told.suppressed):
-            figures = (told.positives[i], told.negatives[i])
-            if figures == (0, 0):
-                high[:, i] = 0
-                continue
-            least[i] = k
-            for label, figure in enumerate(figures):
-                if figure == (k - 1) / 2:
-                    high[label, i] = k - 1
-                else:
-                    fits = [n for n in range(k, 200) if max(5 * round(n / 5), 5) == figure]
-                    low[label, i], high[label, i] = min(fits), max(fits)
-        known.append(Known(low, high, least))
-    return known
-
-
 @given(tables(), st.sampled_from([3, 5]))
 @settings(deadline=None, max_examples=8)
 @example(np.array([[[5, 1, 0], [20, 20, 0], [0, 0, 0]], [[20, 0, 0], [20, 20, 0], [0, 0, 0]]]), 5)
@@ -187,7 +169,7 @@ def test_margins_of_nested_grids_leave_every_small_count_possible(
 
     protected, _ = protect_threshold(grids, voxels, positive, k)
 
-    reader = Reader(grids, knowledge(grids, protected, k), len(positive))
+    reader = Reader(grids, knowledge(protected, k), len(positive))
     for group in small_groups(grids, voxels, positive, k):
         low, high = reader.bounds(group)
         assert low == 0
@@ -220,7 +202,7 @@ def test_patients_without_a_value_are_no_difference_of_two_grids() -> None:
 
         protected, _ = protect_threshold(grids, voxels_of(grids, values), positive, 5)
 
-        reader = Reader(grids, knowledge(grids, protected, 5), len(positive))
+        reader = Reader(grids, knowledge(protected, 5), len(positive))
         for which in (POSITIVE, NEGATIVE):
             assert reader.bounds(Group(which, {1: -1}))[0] == 0
             assert reader.bounds(Group(which, {1: -1}))[1] >= 4
