@@ -14,6 +14,7 @@ WIDTH: Final = 760.0
 LABEL: Final = 170.0
 _ROW: Final = 26.0
 _MAX_ROWS: Final = 60
+_MIN_BAR: Final = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,8 @@ def timeline(report: AuditReport) -> Picture:
         Bar(
             f"{row['donor']} to {row['recipient']}",
             i * _ROW,
-            LABEL + room * (start - first) / (last - first),
-            max(4.0, room * (end - start) / (last - first)),
+            min(WIDTH - _MIN_BAR, LABEL + room * (start - first) / (last - first)),
+            max(_MIN_BAR, room * (end - start) / (last - first)),
             _kind(row["state"]),
             f"{row['state']}: {row['rows']} rows, {row['region']}, {row['transfer_id'][:12]}",
         )

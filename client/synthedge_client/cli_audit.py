@@ -9,8 +9,11 @@ from synthedge_client.cli_options import (
     HERE,
     FolderOption,
     JsonOption,
+    in_lines,
     lines,
+    table,
 )
+from synthedge_client.cli_withdrawals import received_app
 from synthedge_client.console import emit, note, print_line
 
 app = typer.Typer(help="What happened at this site.", no_args_is_help=True)
@@ -97,5 +100,108 @@ def audit_export(
             f"{out}: {result['entries']} entries, {result['shown']} of them shown.",
             f"Verify it anywhere: synthedge audit verify {out}",
             f"It must name the fingerprint {result['fingerprint']}",
+        ),
+    )
+
+
+@app.command("disclosures")
+def audit_disclosures(
+    patient: Annotated[
+        str | None, typer.Option(help="Only what left of this patient, by the id of your table.")
+    ] = None,
+    dir: FolderOption = HERE,
+    json: JsonOption = False,
+) -> None:
+    """Account for disclosures: date, recipient, what left, for which purpose."""
+    from synthedge_client.accounts import disclosures
+    from synthedge_client.site import open_site
+
+    with open_site(dir) as site:
+        found = disclosures(site, patient)
+    emit(
+        found,
+        as_json=json,
+        render=table(
+            "Disclosures",
+            ["date", "recipient", "description", "purpose", "state", "withdrawn"],
+            [
+                [
+                    d["date"],
+                    d["recipient"],
+                    d["description"],
+                    d["purpose"],
+                    d["state"],
+                    d["withdrawn"],
+                ]
+                for d in found
+            ],
+        ),
+    )
+
+
+@app.command("ropa")
+def audit_ropa(dir: FolderOption = HERE, json: JsonOption = False) -> None:
+    """Write the record of processing activities as far as this software knows it."""
+    from synthedge_client.accounts import records_of_processing
+    from synthedge_client.site import open_site
+
+    with open_site(dir) as site:
+        entries = records_of_processing(site)
+    emit(
+        entries,
+        as_json=json,
+        render=table(
+            "Record of processing activities",
+            ["", ""],
+            [[entry["heading"], entry["text"]] for entry in entries],
+        ),
+    )
+
+
+@received_app.command("list")
+def received_list(dir: FolderOption = HERE, json: JsonOption = False) -> None:
+    """List every received row by its name: donor, transfer, since when, until when."""
+    from synthedge_client.accounts import list_received
+    from synthedge_client.site import open_site
+
+    with open_site(dir) as site:
+        rows = list_received(site)
+    emit(
+        rows,
+        as_json=json,
+        render=table(
+            "Received rows",
+            ["row", "donor", "transfer", "arrived", "until"],
+            [[r["row"], r["donor"], r["transfer_id"][:12], r["arrived"], r["until"]] for r in rows],
+        ),
+    )
+
+
+@received_app.command("trace")
+def received_trace(
+    row: Annotated[
+        str,
+        typer.Argument(help="The row's name: of 'received list', or the column _row of a file."),
+    ],
+    dir: FolderOption = HERE,
+    json: JsonOption = False,
+) -> None:
+    """Show where a received row is from, under which agreement, until when, in which files it went."""
+    from synthedge_client.accounts import trace
+    from synthedge_client.site import open_site
+
+    with open_site(dir) as site:
+        found = trace(site, row)
+    files = [
+        f"{file['file']}, written {file['written']}: {file['state']}" for file in found["files"]
+    ]
+    shown = {key: value for key, value in found.items() if key != "files"} | {"files": files}
+    emit(
+        found,
+        as_json=json,
+        render=table(
+            "Received row",
+            ["", ""],
+            [[key.replace("_", " "), in_lines(value)] for key, value in shown.items()],
         ),
     )

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from synthedge_client import store
+from synthedge_client.accounts import row_name
 from synthedge_client.exports import record_export
 from synthedge_client.purging import check_current, require_current
 from synthedge_client.received import all_tokens, load_with_tokens
@@ -93,7 +94,13 @@ def export_received(site: Site, output: Path) -> dict[str, Any]:
     rows, tokens = load_with_tokens(site)
     if not tokens:
         raise RefusedError("no received rows are here; there is nothing to export")
-    write_table(site, rows.assign(_origin="received"), output, "export", tokens)
+    write_table(
+        site,
+        rows.assign(_origin="received", _row=[row_name(token) for token in tokens]),
+        output,
+        "export",
+        tokens,
+    )
     with site.store.write() as connection:
         store.record(connection, "received rows exported", "data manager", received=len(tokens))
     return {"output": str(output), "received": len(tokens)}

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from synthedge_client import store
+from synthedge_client.accounts import row_name
 from synthedge_client.purging import require_current
 from synthedge_client.received import load_with_tokens
 from synthedge_client.received_files import check_output, write_table
@@ -54,11 +55,12 @@ def fill_site(site: Site, output: Path, seed: int) -> dict[str, Any]:
     require_current(site)
     table = load_site_table(site.settings, site.dictionary)
     received, tokens = load_with_tokens(site)
-    parts = [table.own.assign(_origin="observed", _donor="")]
+    parts = [table.own.assign(_origin="observed", _donor="", _row="")]
     notes: list[str] = []
     n_synthetic = 0
     if len(received):
-        parts.append(received.assign(_origin="received"))
+        names = [row_name(token) for token in tokens]
+        parts.append(received.assign(_origin="received", _row=names))
         # scikit-learn takes a second to load: only a site that received something waits for it.
         from synthedge_core.fill_copula import copula_rows
         from synthedge_core.fill_schema import RowSchema
@@ -70,7 +72,7 @@ def fill_site(site: Site, output: Path, seed: int) -> dict[str, Any]:
             near, len(received), RowSchema.of_features(site.dictionary.features), seed=seed
         )
         n_synthetic = len(drawn)
-        parts.append(table.to_own_rows(drawn).assign(_origin="synthetic", _donor=""))
+        parts.append(table.to_own_rows(drawn).assign(_origin="synthetic", _donor="", _row=""))
         notes.append(
             "Synthetic rows are drawn around the received ones; models may leave them out."
         )
