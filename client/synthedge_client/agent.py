@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import sqlalchemy as sa
 from google.protobuf.message import DecodeError
 
-from synthedge_client import inbound, ledger_check, store
+from synthedge_client import divergence, inbound, ledger_check, store
 from synthedge_client.connection import Connection
 from synthedge_client.delivery import fetch
 from synthedge_client.donating import lapse
@@ -97,7 +97,14 @@ class Agent:
         self._duties = Duties()
 
     def receive(self) -> None:
-        """Store what waits in the inbox at the coordinator."""
+        """Store what waits in the inbox at the coordinator, after both ends compared their records.
+
+        Raises
+        ------
+        RefusedError
+            If they differ: the site is frozen.
+        """
+        divergence.compare(self._site, self._connection)
         for message in self._connection.inbox(self._last_sequence(), follow=False):
             self._keep(message)
         note_inbox_read(self._site)
@@ -108,6 +115,8 @@ class Agent:
         while not stop.is_set():
             channel = self._connection.channel_id
             try:
+                # The coordinator may be back with another database than the one it went with.
+                divergence.compare(self._site, self._connection)
                 for message in self._connection.inbox(self._last_sequence(), follow=True):
                     self._keep(message)
                     told = ""
@@ -240,6 +249,7 @@ def run_once(site: Site, connection: Connection) -> None:
         If the coordinator cannot be reached or does not know this site.
     """
     agent = Agent(site, connection)
+    divergence.compare(site, connection)
     Renewer().look_after(site, connection)
     agent.refresh_peers()
     progress = True
@@ -252,6 +262,7 @@ def run_once(site: Site, connection: Connection) -> None:
 
 def run_forever(site: Site, connection: Connection, stop: threading.Event) -> None:
     """Work until `stop` is set, reconnecting for as long as it takes; closes the connection."""
+    divergence.refuse_if_frozen(site)
     agent, wake = Agent(site, connection), threading.Event()
     broken: list[BaseException] = []
 

@@ -15,6 +15,7 @@ from synthedge_client import (
     cli_keys,
     cli_people,
     cli_policies,
+    cli_recover,
     cli_requests,
     cli_withdrawals,
 )
@@ -223,4 +224,5 @@ def fill(
     )
 
 
+cli_recover.mount(app)
 cli_withdrawals.mount(app, consent=cli_consent.app, peers=cli_people.peers_app)

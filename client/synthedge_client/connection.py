@@ -210,6 +210,11 @@ class Connection:
                 timeout=TRANSFER_TIMEOUT_S,
             )
 
+    def compare(self, request: wire.CompareRequest) -> wire.CompareAnswer:
+        """Compare what both ends remember of each other."""
+        with _as_protocol_errors(self._address):
+            return self._stub.Compare(request, timeout=LIMITS.call_timeout_s)
+
     def log_head(self, old_size: int, size: int = 0) -> wire.LogHead:
         """The newest head of the coordinator's audit log, or a proof between two heads."""
         with _as_protocol_errors(self._address):

@@ -6,6 +6,7 @@ import sqlalchemy as sa
 
 from synthedge_client import store
 from synthedge_client.dictionaries import standing
+from synthedge_client.divergence import frozen_reason
 from synthedge_client.donating import eligible_rows
 from synthedge_client.releases import FROZEN, report_state, state_in_words
 from synthedge_client.site import Site
@@ -47,8 +48,11 @@ def summarise(site: Site) -> dict[str, Any]:
             store.outbox,
             (store.outbox.c.kind == "gap-report") & store.outbox.c.sent_at_ms.is_not(None),
         )
+    with site.store.read() as connection:
+        frozen = frozen_reason(connection)
     return {
         "site": site.settings.id,
+        "frozen": frozen or "no",
         "consortium": site.consortium,
         "fingerprint": site.fingerprint,
         "certificate_expires": site.keys.certificate_expires.isoformat(),

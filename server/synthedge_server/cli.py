@@ -131,6 +131,23 @@ def revoke(site: str, reason: Reason = "", folder: Dir = HERE, as_json: Json = F
     _set_state(folder, site, "revoked", reason, as_json)
 
 
+@sites_app.command()
+def recover(site: str, folder: Dir = HERE, as_json: Json = False) -> None:
+    """Let a site in again that was frozen because a database was restored from a backup; say what was lost."""
+    from synthedge_server.operations import recover_site
+
+    data = recover_site(CoordinatorFolder(folder), site)
+    revoked = data["transfers_revoked"]
+    emit(
+        data,
+        f"site '{site}' was {data['reason']}\n"
+        f"it reads {data['messages_replayed']} messages of its inbox again; transfers revoked: "
+        f"{', '.join(t[:12] for t in revoked) or 'none'}\n"
+        "a steward of the site now runs 'synthedge site recover', if it says it is frozen",
+        as_json=as_json,
+    )
+
+
 @sites_app.command("reset-keys")
 def reset_keys(site: str, reason: Reason = "", folder: Dir = HERE, as_json: Json = False) -> None:
     """Let a site that lost its keys, or left, enrol anew under its id: end its transfers, then invite it."""

@@ -14,6 +14,7 @@ from synthedge_protocols.statements import (
     STATEMENT_TYPES,
     Verified,
     read_unverified,
+    transfer_id,
     type_name,
     verify,
 )
@@ -161,11 +162,19 @@ def _act_once(
             site=verified.site,
             type=verified.type,
             received_at_ms=transaction.now_ms,
+            transfer_id=_transfer_of(verified),
         )
     )
     signer = f"{verified.signer.kind} {verified.signer.name}"
     transaction.record(verified.site, f"{verified.type}-accepted", verified.digest.hex(), signer)
     return wire.SubmitReceipt(statement_digest=verified.digest, received_at_ms=transaction.now_ms)
+
+
+def _transfer_of(verified: Verified[Any]) -> bytes | None:
+    """Which transfer a statement is about, if it is about one."""
+    if isinstance(verified.payload, pb.TransferRequest):
+        return transfer_id(verified.payload_bytes)
+    return getattr(verified.payload, "transfer_id", None)
 
 
 def _earlier_receipt(connection: Connection, site: str, digest: bytes) -> wire.SubmitReceipt | None:

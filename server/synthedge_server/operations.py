@@ -20,6 +20,7 @@ from synthedge_protocols.tokens import EnrolmentToken
 from synthedge_protocols.writer import Writer, sqlite_engine
 from synthedge_server import authority, dictionaries, store
 from synthedge_server.broker import Broker
+from synthedge_server.divergence import recover, refuse_if_frozen
 from synthedge_server.enrolment import add_token
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.ledger import Transaction, system_clock
@@ -136,14 +137,28 @@ def set_site_state(folder: CoordinatorFolder, site: str, state: str, reason: str
     UsageError
         If there is no such site, or the reason is long.
     RefusedError
-        If it was revoked, or left.
+        If it was revoked, or left, or is frozen and to be resumed.
     """
     broker = Broker(Registries(), Limits())
 
     def apply(transaction: Transaction) -> int:
+        if state == Standing.ACTIVE:
+            refuse_if_frozen(transaction.connection, site)
         return change_standing(transaction, broker, site, Standing(state), reason)
 
     return change(folder, apply)
+
+
+def recover_site(folder: CoordinatorFolder, site: str) -> dict[str, Any]:
+    """Let a frozen site in again, once a person knows which database was restored; see `divergence.recover`.
+
+    Raises
+    ------
+    RefusedError
+        If the site is not frozen.
+    """
+    broker = Broker(Registries(), Limits())
+    return change(folder, lambda transaction: recover(transaction, broker, site))
 
 
 def current_dictionary(folder: CoordinatorFolder) -> str:

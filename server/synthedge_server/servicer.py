@@ -16,6 +16,7 @@ from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import dictionaries
 from synthedge_server.broker import Broker
 from synthedge_server.callers import Callers, Context
+from synthedge_server.divergence import compare
 from synthedge_server.inbox import messages_after
 from synthedge_server.intake import Intake
 from synthedge_server.ledger import Ledger
@@ -179,6 +180,11 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
     async def Renew(self, request: wire.RenewRequest, context: Context) -> wire.RenewResponse:
         """Certify the calling site's TLS key anew."""
         return await self._renewal.renew(request, self._callers.site_of(context))
+
+    async def Compare(self, request: wire.CompareRequest, context: Context) -> wire.CompareAnswer:
+        """Compare what both ends remember of each other; freeze the site if it differs."""
+        site = self._callers.site_of(context)
+        return await self._ledger.write(lambda t: compare(t, self._broker, site, request))
 
     async def GetLogHead(self, request: wire.LogHeadRequest, context: Context) -> wire.LogHead:
         """Sign the head of the audit log, or prove that one head extends another."""

@@ -106,6 +106,22 @@ statements: Final = Table(
     Column("site", Text, nullable=False),
     Column("type", Text, nullable=False),
     Column("received_at_ms", BigInteger, nullable=False),
+    Column("transfer_id", LargeBinary),
+)
+Index("statements_by_site", statements.c.site, statements.c.received_at_ms)
+
+# A site whose records and ours differ, one row a time: it stays frozen until `recovered_at_ms` is set. Transfers
+# (JSON, hex ids) are those about which the site does not know what it signed.
+divergences: Final = Table(
+    "divergences",
+    METADATA,
+    Column("divergence", Integer, primary_key=True),
+    Column("site", Text, ForeignKey("sites.site"), nullable=False),
+    Column("found_at_ms", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("inbox_after", BigInteger, nullable=False),
+    Column("transfers", Text, nullable=False),
+    Column("recovered_at_ms", BigInteger),
 )
 
 # One row a release; a site's current report under a dictionary is its newest one.

@@ -77,7 +77,7 @@ class CommitCounter:
             self._pass("after")
             self.commits += 1
 
-        engine.dialect.do_commit = counted  # type: ignore[method-assign]
+        engine.dialect.do_commit = counted  # type: ignore[method-assign, assignment]
 
     def _pass(self, when: str) -> None:
         if self._at == (self.commits, when):
@@ -130,7 +130,7 @@ class MemoryServer:
 
     def __init__(self, *, interceptors: Any, options: Any) -> None:
         self._interceptors = interceptors
-        self._handlers: list[grpc.GenericRpcHandler[Any, Any]] = []
+        self._handlers: list[grpc.GenericRpcHandler] = []
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         self._handlers.extend(handlers)
@@ -322,12 +322,13 @@ class MemoryConsortium:
 
     def _restart(self) -> None:
         self.n_crashes += 1
-        self._run(self._running.aclose())
-        self._start()
+        self.restart_coordinator()
 
-    def restart_coordinator(self) -> None:
-        """Stop and start it, as an operator does."""
-        self._restart()
+    def restart_coordinator(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Stop it, do something, and start it again."""
+        self._run(self._running.aclose())
+        meanwhile()
+        self._start()
 
     def _run(self, coroutine: Any) -> Any:
         return self._loop.run_until_complete(coroutine)

@@ -331,9 +331,14 @@ class Machine(RuleBasedStateMachine):
                     ).scalars()
                 )
             assert sent <= taken
-            for folder in ("outgoing", "incoming"):
-                assert list((site.settings.folder / folder).glob("*")) == []
-        assert list(self.consortium.coordinator_folder.spool.iterdir()) == []
+            assert list((site.settings.folder / "incoming").glob("*")) == []
+            # What waits for the recipient's steward can still be fetched once more.
+            waiting_there = {t for t, state in self._states(name).items() if state is State.RELAYED}
+            kept = {path.stem for path in (site.settings.folder / "outgoing").glob("*")}
+            assert kept == {transfer.hex() for transfer in waiting_there}
+        at_coordinator = list(self._states(COORDINATOR).values())
+        spooled = list(self.consortium.coordinator_folder.spool.iterdir())
+        assert len(spooled) == at_coordinator.count(State.DELIVERED)
 
     def _check_withdrawals(self) -> None:
         """Every notice was carried out, and no withdrawn row is left."""

@@ -106,6 +106,64 @@ class SubmitReceipt(_message.Message):
 Global___SubmitReceipt: _TypeAlias = SubmitReceipt  # noqa: Y015
 
 @_typing.final
+class CompareRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INBOX_AFTER_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
+    UNSENT_FIELD_NUMBER: _builtins.int
+    inbox_after: _builtins.int
+    """the last sequence number the site has stored"""
+    @_builtins.property
+    def sent(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """SHA-256 of the newest statements that got a receipt"""
+
+    @_builtins.property
+    def unsent(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """of those that wait; the coordinator may have them already"""
+
+    def __init__(
+        self,
+        *,
+        inbox_after: _builtins.int = ...,
+        sent: _abc.Iterable[_builtins.bytes] | None = ...,
+        unsent: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inbox_after", b"inbox_after", "sent", b"sent", "unsent", b"unsent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareRequest: _TypeAlias = CompareRequest  # noqa: Y015
+
+@_typing.final
+class CompareAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """empty: the records agree; else the site is frozen from here on"""
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """of `sent`: what the coordinator does not have"""
+
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        missing: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing", b"missing", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareAnswer: _TypeAlias = CompareAnswer  # noqa: Y015
+
+@_typing.final
 class InboxRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

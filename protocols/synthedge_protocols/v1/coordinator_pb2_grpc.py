@@ -210,6 +210,11 @@ class CoordinatorStub(object):
                 request_serializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.ReleasesRequest.SerializeToString,
                 response_deserializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.Releases.FromString,
                 _registered_method=True)
+        self.Compare = channel.unary_unary(
+                '/synthedge_protocols.v1.Coordinator/Compare',
+                request_serializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.CompareRequest.SerializeToString,
+                response_deserializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.CompareAnswer.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer(object):
@@ -289,6 +294,13 @@ class CoordinatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Compare(self, request, context):
+        """What both ends remember of each other: a database restored from a backup is found out here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -346,6 +358,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.GetReleases,
                     request_deserializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.ReleasesRequest.FromString,
                     response_serializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.Releases.SerializeToString,
+            ),
+            'Compare': grpc.unary_unary_rpc_method_handler(
+                    servicer.Compare,
+                    request_deserializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.CompareRequest.FromString,
+                    response_serializer=synthedge__protocols_dot_v1_dot_coordinator__pb2.CompareAnswer.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -646,6 +663,33 @@ class Coordinator(object):
             '/synthedge_protocols.v1.Coordinator/GetReleases',
             synthedge__protocols_dot_v1_dot_coordinator__pb2.ReleasesRequest.SerializeToString,
             synthedge__protocols_dot_v1_dot_coordinator__pb2.Releases.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Compare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synthedge_protocols.v1.Coordinator/Compare',
+            synthedge__protocols_dot_v1_dot_coordinator__pb2.CompareRequest.SerializeToString,
+            synthedge__protocols_dot_v1_dot_coordinator__pb2.CompareAnswer.FromString,
             options,
             channel_credentials,
             insecure,

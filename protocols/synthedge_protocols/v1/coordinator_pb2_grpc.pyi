@@ -92,6 +92,8 @@ class CoordinatorStub:
     """The signed head of the coordinator's audit log, and the proof that it extends an earlier one."""
     GetReleases: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ReleasesRequest, _coordinator_pb2.Releases]
     """The gap reports received from the calling site: what its own ledger is checked against."""
+    Compare: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.CompareRequest, _coordinator_pb2.CompareAnswer]
+    """What both ends remember of each other: a database restored from a backup is found out here."""
 
 @_typing.type_check_only
 class CoordinatorAsyncStub(CoordinatorStub):
@@ -116,6 +118,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """The signed head of the coordinator's audit log, and the proof that it extends an earlier one."""
     GetReleases: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ReleasesRequest, _coordinator_pb2.Releases]  # type: ignore[assignment]
     """The gap reports received from the calling site: what its own ledger is checked against."""
+    Compare: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.CompareRequest, _coordinator_pb2.CompareAnswer]  # type: ignore[assignment]
+    """What both ends remember of each other: a database restored from a backup is found out here."""
 
 class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     """TLS 1.3 with client certificates; every call is bound to the certificate's site."""
@@ -203,5 +207,13 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.Releases, _abc.Awaitable[_coordinator_pb2.Releases]]:
         """The gap reports received from the calling site: what its own ledger is checked against."""
+
+    @_abc_1.abstractmethod
+    def Compare(
+        self,
+        request: _coordinator_pb2.CompareRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.CompareAnswer, _abc.Awaitable[_coordinator_pb2.CompareAnswer]]:
+        """What both ends remember of each other: a database restored from a backup is found out here."""
 
 def add_CoordinatorServicer_to_server(servicer: CoordinatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

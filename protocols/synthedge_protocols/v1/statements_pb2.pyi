@@ -856,6 +856,7 @@ class Manifest(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     ROWS_DIGEST_FIELD_NUMBER: _builtins.int
+    COARSENED_FIELD_NUMBER: _builtins.int
     transfer_id: _builtins.bytes
     donor: _builtins.str
     dictionary_digest: _builtins.bytes
@@ -864,6 +865,10 @@ class Manifest(_message.Message):
     """SHA-256 of the serialised SampleBatch"""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def coarsened(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """features that hold centres of the dictionary's intervals"""
+
     def __init__(
         self,
         *,
@@ -873,10 +878,11 @@ class Manifest(_message.Message):
         features: _abc.Iterable[_builtins.str] | None = ...,
         rows: _builtins.int = ...,
         rows_digest: _builtins.bytes = ...,
+        coarsened: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dictionary_digest", b"dictionary_digest", "donor", b"donor", "features", b"features", "rows", b"rows", "rows_digest", b"rows_digest", "transfer_id", b"transfer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coarsened", b"coarsened", "dictionary_digest", b"dictionary_digest", "donor", b"donor", "features", b"features", "rows", b"rows", "rows_digest", b"rows_digest", "transfer_id", b"transfer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

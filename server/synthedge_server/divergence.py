@@ -1,0 +1,182 @@
+"""Whether a site and the coordinator still have the same past; a database restored from a backup has not.
+
+Rules
+-----
+* A statement with a receipt is on both records for ever; inbox numbers never go back. Where that does not hold, one
+  of the two databases is older than what it said.
+* The site is frozen then: none of its calls is answered and no key released, until a person has decided. Its peers
+  hear of it, as of any suspension.
+* `recover` lets it in again. What the coordinator holds in the site's inbox, the site reads again; transfers about
+  which the site forgot what it had signed are revoked, since no withdrawal could reach their rows.
+"""
+
+import json
+from typing import Any, Final
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from synthedge_core.errors import RefusedError
+from synthedge_protocols.lifecycle import Event, State, is_final
+from synthedge_protocols.standing import Standing
+from synthedge_protocols.v1 import coordinator_pb2 as wire
+from synthedge_server import store
+from synthedge_server.broker import Broker
+from synthedge_server.ledger import Transaction
+from synthedge_server.standing import change_standing
+
+# How far back the coordinator looks: a restored backup lacks the newest statements first.
+_RECENT: Final = 256
+_ENDED: Final = [state.value for state in State if is_final(state)]
+
+
+def compare(
+    transaction: Transaction, broker: Broker, site: str, request: wire.CompareRequest
+) -> wire.CompareAnswer:
+    """Answer what differs; freeze the site if anything does.
+
+    Parameters
+    ----------
+    transaction : Transaction
+    broker : Broker
+    site : str
+        Who asks, as authenticated.
+    request : CompareRequest
+        What the site remembers.
+    """
+    connection = transaction.connection
+    sent, unsent = set(request.sent), set(request.unsent)
+    statements = store.statements
+    known = set(
+        connection.execute(
+            select(statements.c.digest).where(
+                statements.c.site == site, statements.c.digest.in_(sent)
+            )
+        ).scalars()
+    )
+    missing = [digest for digest in request.sent if digest not in known]
+    forgotten = [row for row in _recent(connection, site) if row.digest not in sent | unsent]
+    last_sequence = connection.execute(
+        select(store.sites.c.last_sequence).where(store.sites.c.site == site)
+    ).scalar_one()
+    reasons = []
+    if missing:
+        reasons.append(
+            f"{len(missing)} statements of the site that have a receipt are not on the coordinator's record"
+        )
+    if request.inbox_after > last_sequence:
+        reasons.append(
+            f"the site has read its inbox to number {request.inbox_after}, the coordinator wrote {last_sequence}"
+        )
+    if forgotten:
+        reasons.append(f"the site does not know {len(forgotten)} statements it has signed and sent")
+    if not reasons:
+        return wire.CompareAnswer()
+    older = "site" if forgotten else "coordinator"
+    reason = f"frozen, the {older}'s database is older than the other one: {'; '.join(reasons)}"
+    transfers = {row.transfer_id.hex() for row in forgotten if row.transfer_id is not None}
+    connection.execute(
+        insert(store.divergences).values(
+            site=site,
+            found_at_ms=transaction.now_ms,
+            reason=reason,
+            inbox_after=min(request.inbox_after, 2**63 - 1),
+            transfers=json.dumps(sorted(transfers)),
+        )
+    )
+    change_standing(transaction, broker, site, Standing.SUSPENDED, reason, by="coordinator")
+    return wire.CompareAnswer(reason=reason, missing=missing)
+
+
+def refuse_if_frozen(connection: Connection, site: str) -> None:
+    """Refuse to resume a site that a person has to look at first.
+
+    Raises
+    ------
+    RefusedError
+        If it is frozen.
+    """
+    row = open_divergence(connection, site)
+    if row is not None:
+        raise RefusedError(
+            f"site '{site}' is {row.reason}; when it is clear which backup was restored, run "
+            f"'synthedge-coordinator sites recover {site}'"
+        )
+
+
+def open_divergence(connection: Connection, site: str) -> Any:
+    """Row of `store.divergences` that keeps a site frozen, or None."""
+    table = store.divergences
+    return connection.execute(
+        select(table)
+        .where(table.c.site == site, table.c.recovered_at_ms.is_(None))
+        .order_by(table.c.divergence.desc())
+        .limit(1)
+    ).one_or_none()
+
+
+def recover(transaction: Transaction, broker: Broker, site: str) -> dict[str, Any]:
+    """Let a frozen site in again, after a person decided; returns what that cost.
+
+    Raises
+    ------
+    RefusedError
+        If the site is not frozen.
+    """
+    connection = transaction.connection
+    row = open_divergence(connection, site)
+    if row is None:
+        raise RefusedError(f"site '{site}' is not frozen; see 'synthedge-coordinator sites'")
+    connection.execute(
+        update(store.divergences)
+        .where(store.divergences.c.site == site, store.divergences.c.recovered_at_ms.is_(None))
+        .values(recovered_at_ms=transaction.now_ms)
+    )
+    # Numbers the site has seen already must not be given to other messages.
+    connection.execute(
+        update(store.sites)
+        .where(store.sites.c.site == site, store.sites.c.last_sequence < row.inbox_after)
+        .values(last_sequence=row.inbox_after)
+    )
+    change_standing(transaction, broker, site, Standing.ACTIVE, "recovered by the operator")
+    table = store.transfers
+    lost = connection.execute(
+        select(table).where(
+            table.c.transfer_id.in_([bytes.fromhex(t) for t in json.loads(row.transfers)]),
+            table.c.state.not_in(_ENDED),
+        )
+    ).all()
+    for transfer in lost:
+        reason = f"site '{site}' was restored from a backup and lost what it had signed"
+        broker.end_by_rule(transaction, transfer, Event.REVOKE, reason)
+    replayed = connection.execute(
+        select(func.count())
+        .select_from(store.inbox)
+        .where(store.inbox.c.site == site, store.inbox.c.sequence > row.inbox_after)
+    ).scalar_one()
+    return {
+        "site": site,
+        "reason": row.reason,
+        "transfers_revoked": [transfer.transfer_id.hex() for transfer in lost],
+        "messages_replayed": replayed,
+    }
+
+
+def _recent(connection: Connection, site: str) -> list[Any]:
+    """The site's newest statements, none from before it enrolled or was recovered."""
+    since = connection.execute(
+        select(store.sites.c.enrolled_at_ms).where(store.sites.c.site == site)
+    ).scalar_one()
+    recovered = connection.execute(
+        select(func.max(store.divergences.c.recovered_at_ms)).where(
+            store.divergences.c.site == site
+        )
+    ).scalar_one()
+    table = store.statements
+    return list(
+        connection.execute(
+            select(table.c.digest, table.c.transfer_id)
+            .where(table.c.site == site, table.c.received_at_ms > max(since, recovered or 0))
+            .order_by(table.c.received_at_ms.desc())
+            .limit(_RECENT)
+        )
+    )
