@@ -176,7 +176,12 @@ def test_the_folder_tells_what_it_holds(consortium: Consortium) -> None:
 
     assert status["status"] == "ok"
     assert status["data"]["sites"] == 0
-    assert shown["data"] == {"digest": DICTIONARY.digest, "toml": DICTIONARY_TOML}
+    assert shown["data"] == {
+        "version": 1,
+        "digest": DICTIONARY.digest,
+        "toml": DICTIONARY_TOML,
+        "accepted": [],
+    }
     for command in ("matches", "transfers"):
         assert json.loads(coordinator_command(command, "--json", directory))["data"] == []
 
