@@ -493,3 +493,52 @@ def test_a_patient_nobody_knows_cannot_withdraw(pair: Pair) -> None:
         withdraw_patient(south, "s-1130", purpose="research")
     with pytest.raises(RefusedError, match="nothing to correct"):
         correct_patient(south, "s-1130")
+
+
+@pytest.mark.parametrize("killed_in", ["keep_notice", "seal_to_peer", "send_waiting"])
+async def test_killed_anywhere_a_withdrawal_is_carried_out_once(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, killed_in: str
+) -> None:
+    from synthedge_client import agent, purging
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_: object, **__: object) -> None:
+        raise KilledError
+
+    north, south = pair
+    await delivered(north, south)
+    token, patient = one_given(south)
+    withdraw_patient(south, patient)
+    await exchange(south)
+    with monkeypatch.context() as patched:
+        patched.setattr(purging if killed_in == "seal_to_peer" else agent, killed_in, killed)
+        with pytest.raises(KilledError):
+            await exchange(north)
+    # Before its receipt is written, nothing is deleted: both are one transaction.
+    assert (token in tokens_at(north)) == (killed_in != "send_waiting")
+    await exchange(north, south)
+
+    assert token not in tokens_at(north)
+    assert len(tokens_at(north)) == 4
+    assert len(events(north, "withdrawal carried out")) == 1
+    assert len(events(south, "withdrawal settled")) == 1
+    assert describe_withdrawals(south)[0]["report"]["rows_purged"] == 1
+
+
+async def test_a_withdrawal_reaches_a_recipient_that_changed_its_keys(pair: Pair) -> None:
+    from synthedge_client.rotation import rotate
+
+    north, south = pair
+    await delivered(north, south)
+    # South's notice is sealed before it hears of north's new sealing key, north's receipt after.
+    withdraw_patient(south, one_given(south)[1])
+    rotate(north, steward(), sealing_only=True)
+    await exchange(north, south)
+    rotate(south, steward(), sealing_only=True)
+    await exchange(south, north, south)
+
+    assert len(tokens_at(north)) == 4
+    (entry,) = describe_withdrawals(south)
+    assert (entry["state"], entry["report"]["rows_purged"]) == ("PURGED", 1)
