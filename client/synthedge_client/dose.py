@@ -2,8 +2,9 @@
 
 Rules
 -----
-* Without being told otherwise, only for a confirmed gap: between hospitals that differ by nature some region comes
-  first at every one, and filling such a gap harms as often as it helps (docs/mission.md).
+* Asked is where the shortfall is evident (`evidence`), which is stricter where much is expected and less strict where
+  nothing at all is found. Between hospitals that differ by nature some region comes first at every one, and filling
+  such a gap harms as often as it helps (docs/mission.md).
 * As many as are missing, at least the least number that a donor may send, at most what the consortium's policy
   leaves of its rows per site.
 """
@@ -11,8 +12,15 @@ Rules
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from synthedge_core.holes import Hole
+
+# Measured: reached by a sixth of the sites with nothing carved and by two in five to two in three of those with a
+# carved group.
+EVIDENT: Final = 2.2
+# Nobody lacks more than four times what is still there: the share is an estimate.
+MAX_SHARE: Final = 0.8
 
 
 @dataclass(frozen=True)
@@ -24,13 +32,37 @@ class Recommendation:
     rows: int
 
 
-def recommended_rows(expected: float, observed: int, *, least: int, most: int) -> int:
+def evidence(hole: Hole) -> float:
+    """How far a gap falls short, on the scale on which counts vary alike.
+
+    Returns
+    -------
+    float
+        In standard errors: ``2 (sqrt(E + 3/8) - sqrt(P + 3/8)) / sqrt(1 + V / E)`` with expected E, observed P and V,
+        the part of z's variance that is the profile's.
+
+    Notes
+    -----
+    Square roots of Poisson counts all have variance 1/4 (Anscombe 1948). z divides by what is expected, and so calls
+    five found of twelve as far off as none of five; the former is common between hospitals, the latter is not.
+    """
+    variance = ((hole.expected - hole.observed) / hole.z) ** 2 - hole.expected - 0.5
+    of_profile = max(0.0, variance) / hole.expected
+    shortfall = math.sqrt(hole.expected + 0.375) - math.sqrt(hole.observed + 0.375)
+    return 2 * shortfall / math.sqrt(1 + of_profile)
+
+
+def recommended_rows(
+    expected: float, observed: int, positives: int, *, least: int, most: int
+) -> int:
     """How many rows a gap calls for.
 
     Parameters
     ----------
     expected, observed : float, int
-        Positive patients, as in `Hole`.
+        Positive patients of the region, as in `Hole`.
+    positives : int
+        All positive patients of the site.
     least : int
         A donor sends no fewer (the policy's ``min_count``).
     most : int
@@ -40,13 +72,20 @@ def recommended_rows(expected: float, observed: int, *, least: int, most: int) -
     -------
     int
         Between 0 and `most`.
+
+    Notes
+    -----
+    What is expected is a share of the site's positives, and those lack the missing ones too: m missing ones satisfy
+    ``m = (positives + m) share - observed``, so that ``m = (expected - observed) / (1 - share)``.
     """
-    missing = math.ceil(expected - observed)
+    share = min(expected / positives, MAX_SHARE) if positives else 0.0
+    missing = math.ceil((expected - observed) / (1 - share))
     return max(0, min(max(missing, least), most))
 
 
 def recommend(
     ranked: Sequence[tuple[str, Hole]],
+    positives: int,
     asked: Collection[tuple[str, int]],
     *,
     least: int,
@@ -59,21 +98,30 @@ def recommend(
     ----------
     ranked : sequence of (grid name, Hole)
         From `rank_holes`, with received rows counted as own: what a transfer filled is no gap any more.
+    positives : int
+        All positive patients of the site.
     asked : collection of (grid name, voxel)
         Regions that were asked for before.
     least, most : int
         As for `recommended_rows`.
     suspected : bool
-        Whether a suspected gap will do.
+        Whether the most evident gap will do, however little evident.
 
     Returns
     -------
     Recommendation or None
         None where the right answer is to ask for nothing.
     """
-    for grid, hole in ranked:
-        if (grid, hole.voxel) in asked or not (suspected or hole.status == "confirmed"):
-            continue
-        rows = recommended_rows(hole.expected, hole.observed, least=least, most=most)
-        return Recommendation(grid, hole, rows) if rows else None
-    return None
+    # Positives from elsewhere do not mend a hole in the population.
+    open_ = [
+        (grid, hole)
+        for grid, hole in ranked
+        if hole.kind == "positives" and (grid, hole.voxel) not in asked
+    ]
+    if not open_:
+        return None
+    grid, hole = max(open_, key=lambda pair: evidence(pair[1]))
+    if evidence(hole) < EVIDENT and not suspected:
+        return None
+    rows = recommended_rows(hole.expected, hole.observed, positives, least=least, most=most)
+    return Recommendation(grid, hole, rows) if rows else None

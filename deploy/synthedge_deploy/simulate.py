@@ -167,6 +167,7 @@ def move_rows(cohort: Cohort, reports: Reports, seed: int, *, suspected: bool = 
     while len(received) < policy.rows_per_transfer:
         chosen = recommend(
             _holes(cohort, grids, reports, received),
+            int(cohort.recipient.samples.positive.sum()) + len(received),
             asked,
             least=policy.min_count,
             most=policy.rows_per_transfer - len(received),
