@@ -29,19 +29,18 @@ from synthedge_core.errors import RefusedError
 from synthedge_server.operations import set_site_state
 
 Pair = list[Site]
-Command = Callable[..., dict[str, Any]]
+Command = Callable[..., Any]
 
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Command:
     """Run `synthedge site ... --json` that must succeed; its data."""
 
-    def once(*arguments: object) -> dict[str, Any]:
+    def once(*arguments: object) -> Any:
         code = run_app(app, ["site", *map(str, arguments), "--json"], program="synthedge")
         out, err = capsys.readouterr()
         assert code == 0, err
-        data: dict[str, Any] = json.loads(out)["data"]
-        return data
+        return json.loads(out)["data"]
 
     return once
 

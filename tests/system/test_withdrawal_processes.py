@@ -64,6 +64,11 @@ class Withdrawing:
     def at(self, site: str, *command: str) -> Any:
         return answer("site", *command, "--dir", self.folder / site)
 
+    def status(self) -> Any:
+        return answer(
+            "status", "--dir", self.folder / "coordinator", program="synthedge-coordinator"
+        )
+
     def held(self) -> list[bytes]:
         with open_site(self.folder / self.recipient) as site:
             return load_with_tokens(site)[1]
@@ -83,11 +88,9 @@ class Withdrawing:
         for site in (self.donor, self.recipient):
             (entry,) = self.at(site, "withdrawals")
             assert (entry["state"], entry["report"]["rows_purged"]) == ("PURGED", 1)
-            # What the demonstration filled held the row.
+        # What the demonstration filled held the row.
         assert [c["kind"] for c in entry["report"]["copies"]] == ["fill"]
-        status = answer(
-            "status", "--dir", self.folder / "coordinator", program="synthedge-coordinator"
-        )
+        status = self.status()
         assert status["withdrawals_open"] == status["withdrawals_overdue"] == []
 
 
@@ -106,10 +109,9 @@ def test_a_recipient_that_was_away_purges_before_anything_else(withdrawing: With
         withdrawing.donor, "consent", "withdraw", "--patient", withdrawing.patient
     )
     assert told["recipients"] == [withdrawing.recipient]
-    waiting = lambda: answer(  # noqa: E731
-        "status", "--dir", withdrawing.folder / "coordinator", program="synthedge-coordinator"
-    )["withdrawals_open"]
-    withdrawing.consortium.wait_for("the notice", lambda: len(waiting()) == 1)
+    withdrawing.consortium.wait_for(
+        "the notice", lambda: len(withdrawing.status()["withdrawals_open"]) == 1
+    )
     assert withdrawing.token in withdrawing.held()
 
     withdrawing.start(
