@@ -12,6 +12,7 @@ from synthedge_client.protection import ProtectedCounts
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ reports. On made-up tables with nested grids, and on the hospitals of the demons
 from collections.abc import Sequence
 
 import numpy as np
-from attacks import FloatArray, IntArray, epsilon_at_least, knowledge, smallest_total
+from attacks import BoolArray, FloatArray, IntArray, epsilon_at_least, knowledge, smallest_total
 from bench import Bar, run_benchmark
 
 from synthedge_client.attacker import NEGATIVE, POSITIVE, Group, Layout, Reader
@@ -110,7 +110,7 @@ def by_noise(*, quick: bool) -> list[Bar]:
 
 
 def primary_only(
-    voxels: IntArray, positive: IntArray, grids: Sequence[Grid]
+    voxels: IntArray, positive: BoolArray, grids: Sequence[Grid]
 ) -> list[ProtectedCounts]:
     """Round and suppress each voxel by itself, as is often done."""
     found = []
@@ -135,7 +135,7 @@ def narrowed(
     layouts: Sequence[Layout],
     protected: list[ProtectedCounts],
     voxels: IntArray,
-    positive: IntArray,
+    positive: BoolArray,
 ) -> tuple[int, int]:
     """Count small classes of voxels, and those of which a reader can exclude a count from 0 to k-1."""
     reader = Reader(layouts, knowledge(protected, K), len(positive))
@@ -232,7 +232,9 @@ def real_hospitals(seeds: int) -> list[Bar]:
     ]
 
 
-def is_recovered(p: FloatArray, n: FloatArray, true_p: IntArray, true_n: IntArray) -> bool:
+def is_recovered(
+    p: FloatArray | IntArray, n: FloatArray | IntArray, true_p: IntArray, true_n: IntArray
+) -> bool:
     """Whether the rates of some counts give the true ones away."""
     rates = voxel_statistics(p, n)
     found = smallest_total(rates.density, rates.positive_rate, most=2_000)

@@ -18,7 +18,10 @@ ONE = [PlainGrid("bp", ("bp",), (4,))]
 
 
 def protect_one(
-    positives: list[int], negatives: list[int], k: int = 5, **earlier: Figures
+    positives: list[int],
+    negatives: list[int],
+    k: int = 5,
+    earlier: dict[str, Figures] | None = None,
 ) -> tuple[ProtectedCounts, dict[str, Figures]]:
     counts = np.array([positives, negatives])
     label, voxel = (x.repeat(counts.ravel()) for x in map(np.ravel, np.indices(counts.shape)))
@@ -210,9 +213,9 @@ def test_patients_without_a_value_are_no_difference_of_two_grids() -> None:
 
 def test_a_figure_stays_until_k_patients_moved() -> None:
     first, figures = protect_one([7, 20, 20], [20, 20, 20])
-    one_more, _ = protect_one([8, 20, 20], [20, 20, 20], **figures)
-    four_more, then = protect_one([9, 22, 20], [20, 22, 20], **figures)
-    five_more, _ = protect_one([9, 20, 20], [23, 20, 20], **then)
+    one_more, _ = protect_one([8, 20, 20], [20, 20, 20], earlier=figures)
+    four_more, then = protect_one([9, 22, 20], [20, 22, 20], earlier=figures)
+    five_more, _ = protect_one([9, 20, 20], [23, 20, 20], earlier=then)
 
     # Alone, 8 would be told as 10: together with the first figure, that is 7 and 8 exactly.
     assert protect_one([8, 20, 20], [20, 20, 20])[0].positives[0] == 10
