@@ -7,11 +7,13 @@ service passes through here, so a new one cannot be forgotten.
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from synthedge_protocols.errors import ProtocolError, status_of
+from synthedge_protocols.errors import MalformedError, ProtocolError, status_of
 from synthedge_server.callers import Context
 from synthedge_server.log import log
 
@@ -48,18 +50,27 @@ class Boundary(grpc.aio.ServerInterceptor):
             (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler, self._many),
         }
         name, build, wrap = kinds[handler.request_streaming, handler.response_streaming]
+        read = partial(_read, handler.request_deserializer)
+        decode = partial(_read_each, read) if handler.request_streaming else read
         return build(
-            wrap(method, getattr(handler, name)),
-            request_deserializer=handler.request_deserializer,
+            wrap(method, getattr(handler, name), decode),
+            # Decoded only behind the check of the caller, and where an error is answered: gRPC would answer bytes it
+            # cannot decode with an internal text, and log a traceback for each.
+            request_deserializer=bytes,
             response_serializer=handler.response_serializer,
         )
 
-    def _one(self, method: str, behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Any:
+    def _one(
+        self,
+        method: str,
+        behaviour: Callable[[Any, Context], Awaitable[Any]],
+        decode: Callable[[Any], Any],
+    ) -> Any:
         async def call(request: Any, context: Context) -> Any:
             caller = "unknown"
             try:
                 caller = self._identify(context)
-                return await behaviour(request, context)
+                return await behaviour(decode(request), context)
             except grpc.aio.AbortError:
                 raise
             except Exception as error:  # noqa: BLE001 - the one place
@@ -67,12 +78,17 @@ class Boundary(grpc.aio.ServerInterceptor):
 
         return call
 
-    def _many(self, method: str, behaviour: Callable[[Any, Context], AsyncIterator[Any]]) -> Any:
+    def _many(
+        self,
+        method: str,
+        behaviour: Callable[[Any, Context], AsyncIterator[Any]],
+        decode: Callable[[Any], Any],
+    ) -> Any:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             caller = "unknown"
             try:
                 caller = self._identify(context)
-                async with aclosing(behaviour(request, context)) as responses:  # type: ignore[type-var]
+                async with aclosing(behaviour(decode(request), context)) as responses:  # type: ignore[type-var]
                     async for response in responses:
                         yield response
             except grpc.aio.AbortError:
@@ -81,6 +97,18 @@ class Boundary(grpc.aio.ServerInterceptor):
                 await _answer(context, error, method, caller)
 
         return call
+
+
+def _read(deserialise: Callable[[bytes], Any] | None, data: bytes) -> Any:
+    try:
+        return data if deserialise is None else deserialise(data)
+    except DecodeError:
+        raise MalformedError(f"the message of {len(data)} bytes does not decode") from None
+
+
+async def _read_each(read: Callable[[bytes], Any], messages: AsyncIterator[bytes]) -> Any:
+    async for data in messages:
+        yield read(data)
 
 
 async def _answer(context: Context, error: Exception, method: str, caller: str) -> NoReturn:
