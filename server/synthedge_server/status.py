@@ -12,7 +12,7 @@ from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.ledger import system_clock
 from synthedge_server.operations import reading
 from synthedge_server.settings import read_settings
-from synthedge_server.withdrawals import open_withdrawals
+from synthedge_server.withdrawals import open_withdrawals, past_retention
 
 
 def read_status(folder: CoordinatorFolder, now_ms: int | None = None) -> dict[str, Any]:
@@ -55,6 +55,9 @@ def read_status(folder: CoordinatorFolder, now_ms: int | None = None) -> dict[st
             if row["accepted_at_ms"] is None
         ]
         waiting = open_withdrawals(connection)
+        kept_too_long = {
+            row.transfer_id.hex(): row.recipient for row in past_retention(connection, now)
+        }
         standings = {
             row.site: f"{row.state}: {row.reason}" if row.reason else row.state
             for row in connection.execute(
@@ -74,6 +77,7 @@ def read_status(folder: CoordinatorFolder, now_ms: int | None = None) -> dict[st
         "current_reports": n_reports,
         "sites_not_active": standings,
         "transfers": states,
+        "retention_overdue": kept_too_long,
         "withdrawals_overdue": [_withdrawal(row) for row in waiting if row.due_at_ms < now],
         "withdrawals_open": [_withdrawal(row) for row in waiting if row.due_at_ms >= now],
         "sealed_bytes": sum(path.stat().st_size for path in spooled),

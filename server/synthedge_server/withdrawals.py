@@ -14,7 +14,7 @@ from synthedge_protocols.errors import (
     ReplayError,
     VerificationError,
 )
-from synthedge_protocols.lifecycle import Party
+from synthedge_protocols.lifecycle import Party, State
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.statements import Verified
 from synthedge_protocols.v1 import coordinator_pb2 as wire
@@ -161,6 +161,27 @@ def open_withdrawals(connection: Connection, *, donor: str | None = None) -> lis
     if donor is not None:
         query = query.where(table.c.donor == donor)
     return list(connection.execute(query.order_by(table.c.notified_at_ms)).all())
+
+
+def past_retention(connection: Connection, now_ms: int) -> list[Any]:
+    """Rows of `store.transfers` that are active a day longer than their recipient agreed to keep them.
+
+    A day, because each recipient counts from its own clock.
+    """
+    table = store.transfers
+    active = connection.execute(
+        select(table).where(table.c.state == State.ACTIVE.value).order_by(table.c.since_ms)
+    ).all()
+    return [
+        row
+        for row in active
+        if now_ms - row.since_ms > (_agreed_days(row.request) + 1) * 24 * _MS_PER_HOUR
+    ]
+
+
+def _agreed_days(request: bytes) -> int:
+    days: int = pb.TransferRequest.FromString(request).retention_days
+    return days
 
 
 def note_overdue(transaction: Transaction) -> int:

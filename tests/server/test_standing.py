@@ -342,6 +342,11 @@ async def test_a_silent_sites_transfers_expire_and_its_return_is_told(
     coordinator.clock.ahead_ms = 15 * DAY_MS
     await eventually(lambda: "south" in read_status(coordinator.folder)["sites_not_active"])
 
+    kept = [
+        read_status(coordinator.folder, coordinator.clock() + days * DAY_MS)["retention_overdue"]
+        for days in (15, 17)
+    ]
+    assert kept == [{}, {active.identifier.hex(): "north"}]
     # Well before the thirty days a request may wait.
     assert state_of(coordinator, unfinished) == "EXPIRED"
     assert state_of(coordinator, active.identifier) == "ACTIVE"
