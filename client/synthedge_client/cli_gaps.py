@@ -181,7 +181,7 @@ def gaps_list(dir: FolderOption = HERE, json: JsonOption = False) -> None:
         state = report_state(site)
     listed = table(
         "Gaps",
-        ["gap", "kind", "region", "status", "z", "expected", "here", "donors"],
+        ["gap", "kind", "region", "status", "z", "expected", "here", "ask for", "donors"],
         [
             [
                 g.id,
@@ -191,6 +191,7 @@ def gaps_list(dir: FolderOption = HERE, json: JsonOption = False) -> None:
                 f"{g.z:.1f}",
                 f"{g.expected:.1f}",
                 int(g.observed),
+                f"{g.rows} rows" if g.rows else "nothing",
                 ", ".join(p.donor for p in g.proposals) or "nobody",
             ]
             for g in gaps

@@ -83,6 +83,16 @@ def recommended_rows(
     return max(0, min(max(missing, least), most))
 
 
+def rows_to_ask(hole: Hole, positives: int, *, least: int, most: int) -> int:
+    """How many rows to ask for without being told to: `recommended_rows` where the shortfall is evident, else 0.
+
+    Positives from elsewhere do not mend a hole in the population; arguments as for `recommended_rows`.
+    """
+    if hole.kind != "positives" or evidence(hole) < EVIDENT:
+        return 0
+    return recommended_rows(hole.expected, hole.observed, positives, least=least, most=most)
+
+
 def recommend(
     ranked: Sequence[tuple[str, Hole]],
     positives: int,
@@ -112,7 +122,6 @@ def recommend(
     Recommendation or None
         None where the right answer is to ask for nothing.
     """
-    # Positives from elsewhere do not mend a hole in the population.
     open_ = [
         (grid, hole)
         for grid, hole in ranked
@@ -121,7 +130,7 @@ def recommend(
     if not open_:
         return None
     grid, hole = max(open_, key=lambda pair: evidence(pair[1]))
-    if evidence(hole) < EVIDENT and not suspected:
-        return None
-    rows = recommended_rows(hole.expected, hole.observed, positives, least=least, most=most)
+    rows = rows_to_ask(hole, positives, least=least, most=most)
+    if suspected:
+        rows = recommended_rows(hole.expected, hole.observed, positives, least=least, most=most)
     return Recommendation(grid, hole, rows) if rows else None

@@ -6,10 +6,13 @@ The comparison happens here and stays here: nobody learns which gaps a site foun
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import sqlalchemy as sa
 
 from synthedge_client import store
+from synthedge_client.dose import rows_to_ask
 from synthedge_client.hints import profile_of_grid
+from synthedge_client.received import load_samples
 from synthedge_client.site import Site
 from synthedge_client.site_table import load_site_table
 from synthedge_core.errors import RefusedError, UsageError
@@ -52,6 +55,8 @@ class Gap:
         What it has; stays at the site.
     z : float
         Shortfall in standard errors.
+    rows : int
+        How many positive samples to ask for; 0 where the shortfall is not evident enough to ask (`dose`).
     why : str
         The comparison in words, with this site's own counts; stays at the site.
     proposals : list of Proposed
@@ -66,6 +71,7 @@ class Gap:
     expected: float
     observed: int
     z: float
+    rows: int
     why: str
     proposals: list[Proposed]
 
@@ -89,18 +95,25 @@ class Gap:
 
 
 def list_gaps(site: Site) -> list[Gap]:
-    """The site's holes, worst first, population holes last; empty until a profile of the others has arrived."""
+    """The site's holes, worst first, population holes last; empty until a profile of the others has arrived.
+
+    Received samples count as own: what a transfer filled is no gap any more.
+    """
     profile = _hint(site, "profile", wire.HoleProfile)
     if profile is None:
         return []
     table = load_site_table(site.settings, site.dictionary)
     proposals = _hint(site, "proposals", wire.Proposals)
-    first = table.first_row_of_patient
+    first, received = table.first_row_of_patient, load_samples(site)
+    values, positive = table.values[first], table.positive[first]
+    if len(received):
+        values = np.vstack([values, table.from_own_rows(received)])
+        positive = np.concatenate([positive, np.ones(len(received), dtype=np.bool_)])
     found: tuple[dict[str, list[Hole]], dict[str, list[Hole]]] = ({}, {})
     words: dict[tuple[str, Hole], str] = {}
     for told in profile.grids:
         grid, others = site.grid(told.grid), profile_of_grid(told)
-        own = count(grid, table.values[first], table.positive[first])
+        own = count(grid, values, positive)
         for find, by_grid in zip((find_holes, population_holes), found, strict=True):
             by_grid[grid.name] = find(others, own.positives, own.negatives)
             for hole in by_grid[grid.name]:
@@ -115,6 +128,12 @@ def list_gaps(site: Site) -> list[Gap]:
             expected=hole.expected,
             observed=hole.observed,
             z=hole.z,
+            rows=rows_to_ask(
+                hole,
+                int(positive.sum()),
+                least=site.dictionary.policy.min_count,
+                most=site.dictionary.policy.rows_per_transfer,
+            ),
             why=words[name, hole],
             proposals=_proposed(site, site.grid(name), hole.voxel, proposals),
         )

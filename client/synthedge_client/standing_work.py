@@ -131,7 +131,7 @@ def _ask_for(site: Site, decider: policies.PolicyDecider, gap: Gap) -> bool:
         is_allowed = proposed.donor in decider.policy.peers and _is_allowed_region(
             decider, gap.grid, grid.index_of(proposed.donor_voxel)
         )
-        rows = min(gap.deficit, site.dictionary.policy.rows_per_transfer, left[place])
+        rows = min(gap.rows, left[place])
         if place in asked or not is_allowed or rows < 1:
             continue
         request(
