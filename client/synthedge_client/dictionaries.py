@@ -65,11 +65,15 @@ def remember(connection: sa.Connection, document: wire.DictionaryDocument) -> Di
     DictionaryError
         If it is not valid.
     MalformedError
-        If its digest is another than the one it is sent under, or its version is taken.
+        If its digest is another than the one it is sent under, or its version is none or taken.
     """
     dictionary = _parsed(document.toml)
     if bytes.fromhex(dictionary.digest) != document.digest:
         raise MalformedError("the coordinator's dictionary does not have the digest it names")
+    if document.version < 1:
+        raise MalformedError(
+            "the coordinator sent a dictionary without a version; ask its operator"
+        )
     for known in list_known(connection):
         if known.dictionary.digest == dictionary.digest:
             return dictionary
@@ -143,7 +147,10 @@ def require_accepted(connection: sa.Connection) -> None:
     ------
     RefusedError
         If it waits for a steward: nothing new may be signed before.
+    SynthEdgeError
+        If the site is not enrolled.
     """
+    store.require_fact(connection, "consortium")
     newest = list_known(connection)[-1]
     if not newest.is_accepted:
         raise RefusedError(

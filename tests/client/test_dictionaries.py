@@ -1,6 +1,5 @@
 """A new dictionary at a site: told, looked at, accepted or not, and what goes on under the older one meanwhile."""
 
-import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +34,7 @@ from synthedge_client.releases import publish
 from synthedge_client.shipping import seal_approved
 from synthedge_client.site import Site, open_site
 from synthedge_core.dictionary import parse_dictionary
-from synthedge_core.errors import RefusedError, UsageError
+from synthedge_core.errors import RefusedError, SynthEdgeError, UsageError
 from synthedge_protocols.lifecycle import State
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
@@ -132,10 +131,11 @@ def test_a_dictionary_that_is_not_what_it_says_is_refused(north: Site) -> None:
     wrong_digest = document(SECOND_TOML, 2)
     wrong_digest.digest = bytes(32)
     broken = wire.DictionaryDocument(digest=bytes(32), toml="name = 1", version=2)
-    same_version = document(SECOND_TOML, 1)
+    same_version, no_version = document(SECOND_TOML, 1), document(SECOND_TOML, 0)
 
     assert "does not have the digest it names" in str(arrives(north, dictionary=wrong_digest))
     assert "not valid" in str(arrives(north, dictionary=broken))
+    assert "without a version" in str(arrives(north, dictionary=no_version))
     assert "two dictionaries as version 1" in str(arrives(north, dictionary=same_version))
     assert arrives(north, dictionary=document(DICTIONARY_TOML, 1)) is None
     with north.store.read() as connection:
@@ -288,9 +288,11 @@ def test_the_first_dictionary_waits_for_a_steward_too(tmp_path: Path, run: Run) 
         publish(site, steward())
 
 
-async def test_commands_before_enrolment_say_what_to_do(tmp_path: Path, run: Run) -> None:
+def test_commands_before_enrolment_say_what_to_do(tmp_path: Path, run: Run) -> None:
     folder = make_site(tmp_path, "north", patients("n"))
 
     for command in ("show", "diff"):
-        code, _, err = await asyncio.to_thread(run, "dictionary", command, "--dir", folder)
+        code, _, err = run("dictionary", command, "--dir", folder)
         assert (code, "run 'synthedge site enrol" in err) == (1, True)
+    with open_site(folder) as site, pytest.raises(SynthEdgeError, match="not enrolled yet"):
+        publish(site, steward())
