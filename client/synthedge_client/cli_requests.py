@@ -1,6 +1,6 @@
 """`synthedge site requests ...`: requests for samples, made and received."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -138,6 +138,9 @@ def requests_prepare(
     json: JsonOption = False,
 ) -> None:
     """Select rows and show exactly what would leave. Nothing leaves."""
+    import numpy as np
+
+    from synthedge_client.deidentify import uniqueness_in_words
     from synthedge_client.donating import prepare
     from synthedge_client.site import open_site
     from synthedge_protocols.v1.statements_pb2 import Manifest, SampleBatch
@@ -145,16 +148,34 @@ def requests_prepare(
     with open_site(dir) as site:
         transfer = transfer_named(site, id)
         payload = prepare(site, transfer, "steward")
-    features = list(Manifest.FromString(payload.manifest).features)
-    rows = [list(sample.values) for sample in SampleBatch.FromString(payload.samples).samples]
+        manifest = Manifest.FromString(payload.manifest)
+        features = list(manifest.features)
+        rows = [list(sample.values) for sample in SampleBatch.FromString(payload.samples).samples]
+        dictionary = site.under(transfer.dictionary_digest).dictionary
+        unique = uniqueness_in_words(np.array(rows), dictionary, features)
+    shown = table(
+        f"Exactly these {len(rows)} rows would go to '{transfer.peer}' (shown here only)",
+        features,
+        [["" if value != value else f"{value:g}" for value in row] for row in rows],
+    )
+    notes = [*(f"{line}." for line in unique), "They are pseudonymised personal data."]
+    if manifest.coarsened:
+        notes.append(f"Coarsened to the dictionary's intervals: {', '.join(manifest.coarsened)}.")
+
+    def render(console: Any) -> None:
+        shown(console)
+        lines(*notes)(console)
+
     emit(
-        {"transfer_id": transfer.id.hex(), "features": features, "rows": rows},
+        {
+            "transfer_id": transfer.id.hex(),
+            "features": features,
+            "rows": rows,
+            "unique": unique,
+            "coarsened": list(manifest.coarsened),
+        },
         as_json=json,
-        render=table(
-            f"Exactly these {len(rows)} rows would go to '{transfer.peer}' (shown here only)",
-            features,
-            [["" if value != value else f"{value:g}" for value in row] for row in rows],
-        ),
+        render=render,
     )
 
 

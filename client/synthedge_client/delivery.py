@@ -9,6 +9,7 @@ Rules
 
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +157,7 @@ def _check(
             False, f"{n_again} of {len(samples.tokens)} rows or tokens were received before"
         )
     grid, voxel = region_of(site, transfer.request)
-    return check_delivery(
+    result = check_delivery(
         samples.values,
         table.values,
         table.positive,
@@ -165,6 +166,10 @@ def _check(
         grid,
         voxel,
     )
+    if not samples.coarsened:
+        return result
+    coarse = f"{', '.join(samples.coarsened)} came as centres of the dictionary's intervals"
+    return replace(result, reason=f"{result.reason}; {coarse}")
 
 
 def _open(
@@ -213,6 +218,7 @@ def _open(
         or manifest.rows_digest != outbound.sha256(payload.samples)
         or not 1 <= manifest.rows == len(batch.samples) == approval.rows <= transfer.request.rows
         or list(manifest.features) != list(transfer.request.features)
+        or not set(manifest.coarsened) <= set(manifest.features)
         or not all(
             s.positive and len(s.token) == _TOKEN_BYTES and len(s.values) == n_features
             for s in batch.samples
@@ -225,7 +231,9 @@ def _open(
     values[:, columns] = [list(sample.values) for sample in batch.samples]
     if np.isinf(values).any():
         raise refused
-    return ReceivedSamples(tokens=[s.token for s in batch.samples], values=values)
+    return ReceivedSamples(
+        tokens=[s.token for s in batch.samples], values=values, coarsened=tuple(manifest.coarsened)
+    )
 
 
 def _approval(transaction: sa.Connection, transfer: Transfer) -> pb.Approval | None:

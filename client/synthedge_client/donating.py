@@ -106,6 +106,7 @@ def prepare(site: Site, transfer: Transfer, who: str) -> pb.TransferPayload:
             donor=site.settings.id,
             dictionary=site.dictionary,
             features=list(transfer.request.features),
+            region=site.dictionary.grid(transfer.request.grid).features,
         )
         if transfer.state is State.PREPARED:
             lapse(connection, transfer, who, "prepared anew")

@@ -4,7 +4,8 @@ Rules
 -----
 * A gap report is a function of protected counts (see `protection`) and of the dictionary, of nothing else.
 * Samples leave only inside a `TransferPayload` that is sealed to one recipient: de-identified by the dictionary's
-  privacy classes, rounded, shuffled, without local ids; a feature without a class leaves nothing.
+  privacy classes, rounded, shuffled, without local ids; a feature without a class leaves nothing. Combinations of
+  quasi-identifiers that few rows share are coarsened or left empty (see `deidentify`).
 * `enqueue` is the only writer of the outbox, and the agent sends nothing but the outbox and sealed payloads.
 """
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from synthedge_client import store
 from synthedge_client.counting import Disclosure, PatientCounts
+from synthedge_client.deidentify import protect_quasi
 from synthedge_client.protection import ProtectedCounts
 from synthedge_core.dictionary import Dictionary, Feature
 from synthedge_core.errors import DisclosureRefusedError
@@ -144,6 +146,7 @@ def build_payload(
     donor: str,
     dictionary: Dictionary,
     features: Sequence[str],
+    region: Sequence[str],
 ) -> pb.TransferPayload:
     """What will be sealed: salt, manifest and de-identified samples.
 
@@ -154,13 +157,24 @@ def build_payload(
     positive : ndarray of bool, shape (n_rows,)
     tokens : sequence of bytes
         16 random bytes a row.
+    features : sequence of str
+        What was agreed on.
+    region : sequence of str
+        Features of the requested region's grid.
 
     Raises
     ------
     DisclosureRefusedError
         If a feature may not leave.
     """
-    leaving = deidentify(values, dictionary, features)
+    protected = protect_quasi(
+        deidentify(values, dictionary, features),
+        dictionary,
+        features,
+        region,
+        dictionary.policy.min_count,
+    )
+    leaving = protected.values
     batch = pb.SampleBatch(
         samples=[
             pb.Sample(token=token, values=row.tolist(), positive=bool(label))
@@ -174,6 +188,7 @@ def build_payload(
         features=list(features),
         rows=len(leaving),
         rows_digest=sha256(batch),
+        coarsened=protected.coarsened,
     )
     return pb.TransferPayload(
         salt=secrets.token_bytes(32),

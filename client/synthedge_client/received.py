@@ -28,10 +28,13 @@ class ReceivedSamples:
         16 bytes a row.
     values : ndarray of shape (n_rows, n_features)
         Dictionary units; NaN = missing.
+    coarsened : tuple of str
+        Features whose values are centres of the dictionary's intervals.
     """
 
     tokens: list[bytes]
     values: NDArray[np.float64]
+    coarsened: tuple[str, ...] = ()
 
 
 def received_before(site: Site, transaction: sa.Connection, samples: ReceivedSamples) -> int:

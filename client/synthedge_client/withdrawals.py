@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError, Message
 
 from synthedge_client import outbound, store
 from synthedge_client.deciding import check_reason
+from synthedge_client.deidentify import protect_quasi
 from synthedge_client.donating import lapse
 from synthedge_client.keystore import Steward
 from synthedge_client.notes import open_from_peer, seal_to_peer
@@ -488,7 +489,15 @@ def _corrected(site: Site, transfer: Transfer, patient: str) -> pb.WithdrawnRow:
     )
     if not answers:
         return pb.WithdrawnRow(action="purge")
-    leaving = outbound.deidentify(values, site.dictionary, list(transfer.request.features))
+    features = list(transfer.request.features)
+    # A row that comes alone is shared by nobody: its quasi-identifiers outside the region stay here.
+    leaving = protect_quasi(
+        outbound.deidentify(values, site.dictionary, features),
+        site.dictionary,
+        features,
+        grid.features,
+        site.dictionary.policy.min_count,
+    ).values
     return pb.WithdrawnRow(action="correct", values=leaving[0].tolist())
 
 

@@ -159,7 +159,7 @@ class NamedGrid:
         index = self.index_of(flat)
         return np.concatenate(
             [
-                self.frame.coordinates(axis.name, np.array([_center_of(axis, i)]))[0]
+                self.frame.coordinates(axis.name, np.array([interval_center(axis, i)]))[0]
                 for axis, i in zip(self._axes, index, strict=True)
             ]
         )
@@ -250,8 +250,14 @@ def count(grid: NamedGrid, values: FloatArray, positive: BoolArray) -> VoxelCoun
     )
 
 
-def _center_of(axis: Feature, i_voxel: int) -> float:
-    """Centre of a voxel along one axis, in the feature's unit or as a level index."""
+def interval_center(axis: Feature, i_voxel: int) -> float:
+    """Locate the centre of a voxel along one axis; see `NamedGrid.centroid` for the open ends.
+
+    Returns
+    -------
+    float
+        In the feature's unit, or the level's index.
+    """
     if axis.has_levels:
         return float(i_voxel)
     edges = axis.cut_points

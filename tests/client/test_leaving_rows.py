@@ -83,6 +83,7 @@ def test_a_payload_holds_the_agreed_values_and_nothing_else() -> None:
         donor="south",
         dictionary=SMALL,
         features=["age", "bp"],
+        region=["bp"],
     )
 
     manifest = pb.Manifest.FromString(payload.manifest)
@@ -104,6 +105,7 @@ def test_the_commitment_to_one_manifest_is_never_the_same_twice() -> None:
             donor="south",
             dictionary=SMALL,
             features=["bp"],
+            region=["bp"],
         )
 
     one, other = again(), again()
