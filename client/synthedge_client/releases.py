@@ -28,6 +28,7 @@ from synthedge_client.counting import (
     protect,
 )
 from synthedge_client.dictionaries import require_accepted
+from synthedge_client.dictionaries import require_accepted
 from synthedge_client.keystore import Steward
 from synthedge_client.protection import guarantees
 from synthedge_client.site import Site
@@ -119,9 +120,13 @@ def publish(site: Site, steward: Steward) -> dict[str, Any]:
     ------
     DisclosureRefusedError
         If the ledger is frozen, the budget does not allow another release, or no report can be protected.
+    RefusedError
+        If a newer dictionary waits for a steward.
     TableError
         If the site's table cannot be used.
     """
+    with site.store.read() as connection:
+        require_accepted(connection)
     with site.store.read() as connection:
         require_accepted(connection)
     counts, disclosure = _present(site)
