@@ -15,12 +15,14 @@ import sqlalchemy as sa
 
 from synthedge_core.errors import SynthEdgeError
 from synthedge_protocols.event_log import EventLog
+from synthedge_protocols.schema import open_tables
 from synthedge_protocols.writer import WRITES, sqlite_engine
 
 # Facts that name the site's current keys by their ids, hex; absent until the first rotation.
 STATEMENT_KEY = "statement key"
 HPKE_KEY = "hpke key"
 
+SCHEMA_VERSION = 1
 metadata = sa.MetaData()
 
 facts = sa.Table(
@@ -227,9 +229,15 @@ class Store:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the database, creating its tables when it is new."""
+        """Open the database, creating its tables when it is new.
+
+        Raises
+        ------
+        UnavailableError
+            If it cannot be opened, or holds tables of another version.
+        """
         self._engine = sqlite_engine(path)
-        metadata.create_all(self._engine)
+        open_tables(self._engine, metadata, SCHEMA_VERSION, f"the site's database '{path}'")
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:

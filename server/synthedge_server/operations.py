@@ -17,7 +17,7 @@ from synthedge_protocols.limits import Limits
 from synthedge_protocols.names import check_name
 from synthedge_protocols.standing import Standing
 from synthedge_protocols.tokens import EnrolmentToken
-from synthedge_protocols.writer import Writer, sqlite_engine
+from synthedge_protocols.writer import Writer
 from synthedge_server import authority, dictionaries, store
 from synthedge_server.broker import Broker
 from synthedge_server.divergence import recover, refuse_if_frozen
@@ -77,11 +77,7 @@ def create_coordinator(
     folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     authority.create(folder, name, datetime.now(UTC))
     create_log_key(folder)
-    engine = sqlite_engine(folder.database)
-    try:
-        store.METADATA.create_all(engine)
-    finally:
-        engine.dispose()
+    store.open_database(folder.database, make=True).dispose()
     change(folder, lambda t: dictionaries.add(t, dictionary_toml))
     # Last: a folder without settings is not a coordinator's, whatever else an interrupted init left.
     folder.settings.write_text(settings_toml(settings), "utf-8")
@@ -185,7 +181,7 @@ def reading(folder: CoordinatorFolder) -> Iterator[Engine]:
         If the database cannot be opened.
     """
     read_settings(folder.settings)
-    engine = sqlite_engine(folder.database)
+    engine = store.open_database(folder.database)
     try:
         yield engine
     finally:
@@ -194,7 +190,7 @@ def reading(folder: CoordinatorFolder) -> Iterator[Engine]:
 
 def change(folder: CoordinatorFolder, function: Callable[[Transaction], T]) -> T:
     """Apply one change to the database, beside a running `serve` or without one."""
-    engine = sqlite_engine(folder.database)
+    engine = store.open_database(folder.database)
     writer = Writer(engine)
     try:
         return writer.submit(

@@ -24,7 +24,7 @@ from synthedge_protocols.errors import IdentityError, UnavailableError
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import coordinator_pb2_grpc as rpc
-from synthedge_protocols.writer import Writer, sqlite_engine
+from synthedge_protocols.writer import Writer
 from synthedge_server import dictionaries, store
 from synthedge_server.boundary import Boundary
 from synthedge_server.broker import Broker
@@ -197,7 +197,7 @@ async def running(
     limits = limits or Limits()
     settings = read_settings(folder.settings)
     with _only_one(folder):
-        engine = sqlite_engine(folder.database)
+        engine = store.open_database(folder.database)
         writer = Writer(engine)
         try:
             ledger = Ledger(engine, writer, Spool(folder.spool), clock)

@@ -5,12 +5,14 @@ Sealed bytes lie beside the database (see `relay`), the keys that open them only
 Times are milliseconds since the Unix epoch.
 """
 
+from pathlib import Path
 from typing import Final
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Engine,
     Float,
     ForeignKey,
     Index,
@@ -22,7 +24,10 @@ from sqlalchemy import (
 )
 
 from synthedge_protocols.event_log import EventLog
+from synthedge_protocols.schema import open_tables
+from synthedge_protocols.writer import sqlite_engine
 
+SCHEMA_VERSION: Final = 1
 METADATA: Final = MetaData()
 
 # state: one of `standing.Standing`, `reason` is why. `last_seen_ms`: when it last called. `last_sequence` numbers
@@ -168,7 +173,9 @@ transfers: Final = Table(
     Column("rows", Integer, nullable=False),
     Column("purpose", Text, nullable=False),
     Column("request_digest", LargeBinary, nullable=False),
-    Column("request", LargeBinary, nullable=False),  # as signed: what policies and receipts must fit
+    Column(
+        "request", LargeBinary, nullable=False
+    ),  # as signed: what policies and receipts must fit
     Column("recipient_key_id", LargeBinary, nullable=False),
     Column("donor_key_id", LargeBinary, nullable=False),
     Column("state", Text, nullable=False),
@@ -223,3 +230,22 @@ site_heads: Final = Table(
 # Who did what to what; written in the transaction of the change it tells about.
 event_log: Final = EventLog(METADATA, "actor", "action", "subject", "detail")
 events: Final = event_log.table
+
+
+def open_database(path: Path, *, make: bool = False) -> Engine:
+    """Open the coordinator's database.
+
+    Parameters
+    ----------
+    path : Path
+    make : bool
+        Whether it is a new one.
+
+    Raises
+    ------
+    UnavailableError
+        If it cannot be opened, is lost, or holds tables of another version.
+    """
+    engine = sqlite_engine(path)
+    open_tables(engine, METADATA, SCHEMA_VERSION, f"the coordinator's database '{path}'", make=make)
+    return engine

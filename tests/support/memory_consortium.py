@@ -28,7 +28,9 @@ from synthedge_client.dictionaries import accept
 from synthedge_client.enrolment import enrol_site
 from synthedge_client.releases import publish
 from synthedge_client.site import Site, open_site
+from synthedge_protocols.writer import sqlite_engine
 from synthedge_server import operations, serve
+from synthedge_server import store as server_store
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.operations import create_coordinator
 from synthedge_server.settings import Address
@@ -238,7 +240,7 @@ class MemoryConsortium:
         for target, name, value in (
             (grpc, "secure_channel", self._channel),
             (grpc.aio, "server", self._server),
-            (serve, "sqlite_engine", self._engine),
+            (server_store, "sqlite_engine", self._engine),
             # The housekeeping is a step of the test's.
             (serve.Coordinator, "_keep_house", lambda _: asyncio.Event().wait()),
             (operations, "system_clock", self.clock),
@@ -334,8 +336,6 @@ class MemoryConsortium:
         return self._loop.run_until_complete(coroutine)
 
     def _engine(self, path: Path) -> sa.Engine:
-        from synthedge_protocols.writer import sqlite_engine
-
         engine = sqlite_engine(path)
         self.commits[COORDINATOR].watch(engine)
         return engine
