@@ -5,12 +5,13 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from synthedge_client import store
+from synthedge_client.connection_doctor import explain_connection
 from synthedge_client.dictionaries import list_known
 from synthedge_client.site import Site, open_site
 from synthedge_client.site_table import examine_site_table
 from synthedge_client.table_problems import Problem
 from synthedge_core.errors import SynthEdgeError
-from synthedge_protocols.errors import ProtocolError
+from synthedge_protocols.errors import DeadlineError, ProtocolError, UnavailableError
 
 
 def examine(folder: Path) -> list[Problem]:
@@ -102,6 +103,9 @@ def _connection(site: Site) -> list[Problem]:
     connection = site.connect()
     try:
         document = connection.dictionary()
+    except (UnavailableError, DeadlineError) as error:
+        causes = explain_connection(site.address, site.keys) or [str(error)]
+        return [Problem("coordinator", cause, None, True) for cause in causes]
     except ProtocolError as error:
         return [Problem("coordinator", str(error), None, True)]
     finally:

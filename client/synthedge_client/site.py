@@ -48,6 +48,11 @@ class Site:
         """The consortium's name."""
         return self._facts["consortium"]
 
+    @property
+    def address(self) -> str:
+        """Where the coordinator is reached, ``host:port``."""
+        return self._facts["address"]
+
     @cached_property
     def dictionary(self) -> Dictionary:
         """The dictionary this site works under; see `dictionaries`."""
@@ -140,7 +145,7 @@ class Site:
         from synthedge_client.connection import Connection
 
         return Connection(
-            self._facts["address"],
+            self.address,
             ca=self.keys.ca_file,
             certificate=self.keys.certificate_file,
             key_pem=self.keys.tls.pem(),
