@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from synthedge_client import outbound, store
 from synthedge_client.deciding import check_reason
+from synthedge_client.divergence import refuse_if_frozen
 from synthedge_client.exports import copies_of, mark_exports
 from synthedge_client.gate import schema_problem
 from synthedge_client.inbound import verify_from_peer
@@ -127,8 +128,10 @@ def require_current(site: Site) -> None:
     Raises
     ------
     RefusedError
-        If a notice is open, or rows are here and the inbox was not read to its end for longer than the policy allows.
+        If a notice is open, the site is frozen, or rows are here and the inbox was not read to its end for longer
+        than the policy allows.
     """
+    refuse_if_frozen(site)
     with site.store.read() as connection:
         check_current(site, connection)
 

@@ -139,15 +139,22 @@ def recover(transaction: Transaction, broker: Broker, site: str) -> dict[str, An
     )
     change_standing(transaction, broker, site, Standing.ACTIVE, "recovered by the operator")
     table = store.transfers
-    lost = connection.execute(
+    touched = connection.execute(
         select(table).where(
-            table.c.transfer_id.in_([bytes.fromhex(t) for t in json.loads(row.transfers)]),
-            table.c.state.not_in(_ENDED),
+            table.c.transfer_id.in_([bytes.fromhex(t) for t in json.loads(row.transfers)])
         )
     ).all()
+    lost = [transfer for transfer in touched if transfer.state not in _ENDED]
+    reason = f"site '{site}' was restored from a backup and lost what it had signed"
     for transfer in lost:
-        reason = f"site '{site}' was restored from a backup and lost what it had signed"
         broker.end_by_rule(transaction, transfer, Event.REVOKE, reason)
+    for transfer in touched:
+        if transfer.state in _ENDED:
+            # Rows that were withdrawn or purged since would else be back with the backup.
+            ended = wire.TransferEnded(
+                transfer_id=transfer.transfer_id, state=State.REVOKED.value, reason=reason
+            )
+            transaction.post(site, wire.InboxMessage(ended=ended))
     replayed = connection.execute(
         select(func.count())
         .select_from(store.inbox)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ from synthedge_client.withdrawals import (
     withdraw_transfer,
 )
 from synthedge_core.errors import RefusedError, UsageError
-from synthedge_protocols.errors import LifecycleError
+from synthedge_protocols.errors import IdentityError, LifecycleError
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import store as server_store
-from synthedge_server.operations import reading
+from synthedge_server.operations import reading, recover_site
 from synthedge_server.status import read_status
 
 Pair = list[Site]
@@ -542,3 +543,35 @@ async def test_a_withdrawal_reaches_a_recipient_that_changed_its_keys(pair: Pair
     assert len(tokens_at(north)) == 4
     (entry,) = describe_withdrawals(south)
     assert (entry["state"], entry["report"]["rows_purged"]) == ("PURGED", 1)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_withdrawn_rows_do_not_come_back_with_a_backup(
+    pair: Pair, consortium: Consortium, whole: bool
+) -> None:
+    from synthedge_client.divergence import recover
+
+    north, south = pair
+    identifier = await delivered(north, south)
+    with sqlite3.connect(north.settings.database) as database:
+        backup = b"".join(line.encode() + b"\n" for line in database.iterdump())
+    if whole:
+        withdraw_transfer(south, donated(south), steward(), "ethics board")
+    else:
+        withdraw_patient(south, one_given(south)[1])
+    await exchange(south, north, south)
+    north.store.close()
+    for path in north.settings.folder.glob("site.db*"):
+        path.unlink()
+    with sqlite3.connect(north.settings.database) as database:
+        database.executescript(backup.decode())
+    assert len(tokens_at(north)) == 5
+
+    with pytest.raises((RefusedError, IdentityError)):
+        await exchange(north)
+    recover_site(consortium.folder, "north")
+    recover(north, steward())
+    await exchange(north, south)
+
+    assert tokens_at(north) == []
+    assert states(identifier, north) == ["REVOKED"]
