@@ -204,6 +204,13 @@ def run(
 def fill(
     output: Annotated[Path, typer.Option(help="Where the filled table goes (CSV).")],
     seed: Annotated[int, typer.Option(help="Makes the synthetic rows repeatable.")] = 0,
+    harmonise: Annotated[
+        bool,
+        typer.Option(
+            "--harmonise",
+            help="Match received measurements to own location and scale; for known biases only.",
+        ),
+    ] = False,
     dir: FolderOption = HERE,
     json: JsonOption = False,
 ) -> None:
@@ -212,7 +219,7 @@ def fill(
     from synthedge_client.site_fill import fill_site
 
     with open_site(dir) as site:
-        result = fill_site(site, output, seed)
+        result = fill_site(site, output, seed, harmonise=harmonise)
     emit(
         result,
         as_json=json,

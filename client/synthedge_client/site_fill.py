@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from synthedge_client import store
 from synthedge_client.accounts import row_name
+from synthedge_client.harmonise import harmonise_received
 from synthedge_client.purging import require_current
 from synthedge_client.received import load_with_tokens
 from synthedge_client.received_files import check_output, write_table
@@ -28,7 +29,7 @@ FloatArray = NDArray[np.float64]
 OWN_NEAR_SHARE = 0.5
 
 
-def fill_site(site: Site, output: Path, seed: int) -> dict[str, Any]:
+def fill_site(site: Site, output: Path, seed: int, *, harmonise: bool = False) -> dict[str, Any]:
     """Write the filled table.
 
     Parameters
@@ -38,6 +39,8 @@ def fill_site(site: Site, output: Path, seed: int) -> dict[str, Any]:
         A CSV file; replaced only when the new one is complete.
     seed : int
         Makes the synthetic rows repeatable.
+    harmonise : bool
+        Match the received measurements' location and scale to this site's own; see `harmonise`.
 
     Returns
     -------
@@ -58,6 +61,11 @@ def fill_site(site: Site, output: Path, seed: int) -> dict[str, Any]:
     parts = [table.own.assign(_origin="observed", _donor="", _row="")]
     notes: list[str] = []
     n_synthetic = 0
+    if len(received) and harmonise:
+        received, changed = harmonise_received(site, table, received, tokens)
+        notes.append(
+            f"Matched to this site's own location and scale: {', '.join(changed) or 'nothing'}."
+        )
     if len(received):
         names = [row_name(token) for token in tokens]
         parts.append(received.assign(_origin="received", _row=names))

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from server_fixtures import DICTIONARY_TOML
@@ -12,6 +11,7 @@ from sites import (
     MALE_HIGH,
     arrives,
     asked,
+    delivered,
     events,
     patients,
     prepared,
@@ -30,15 +30,13 @@ from synthedge_client.audit import collect
 from synthedge_client.cancelling import cancel, took_effect, was_refused
 from synthedge_client.donating import approve, prepare
 from synthedge_client.keystore import Steward
-from synthedge_client.received import ReceivedSamples, keep_samples, load_samples
+from synthedge_client.received import load_samples
 from synthedge_client.site import Site, open_site
-from synthedge_client.site_table import load_site_table
 from synthedge_client.standing_work import StandingWork
 from synthedge_client.status import describe_request, describe_transfers
-from synthedge_client.transfers import Transfer, move, note_passed_gate
 from synthedge_core.errors import RefusedError, TableError, UsageError
 from synthedge_protocols.errors import LifecycleError, MalformedError, PolicyError
-from synthedge_protocols.lifecycle import Event, Party, State
+from synthedge_protocols.lifecycle import State
 from synthedge_protocols.standing_policies import region_name, require_covered
 from synthedge_protocols.v1 import statements_pb2 as pb
 
@@ -60,45 +58,6 @@ def two_stewards(site: Site) -> Site:
     with (site.settings.folder / "site.toml").open("a") as file:
         file.write("\n[stewards]\napprovals = 2\n")
     return site.refreshed()
-
-
-def delivered(north: Site, south: Site, **changes: Any) -> Transfer:
-    """A delivery that passed north's gate; the bytes themselves are other tests' subject."""
-    transfer = sealed_of(north, south, **changes)
-    with south.store.read() as connection:
-        shipment = connection.execute(
-            store.transfers.select().where(store.transfers.c.transfer_id == transfer.id)
-        ).one()
-    table = load_site_table(north.settings, north.dictionary)
-    values = np.array([[101.0 + i, 1.0, np.nan] for i in range(5)])
-    samples = ReceivedSamples(tokens=[bytes([i]) * 16 for i in range(5)], values=values)
-    record = transfer_at(north, transfer.id)
-    with north.store.write() as connection:
-        move(connection, record, Event.RELAY, Party.DONOR, "coordinator")
-        move(
-            connection,
-            record,
-            Event.DELIVER,
-            Party.RECIPIENT,
-            "agent",
-            shipment=shipment.shipment,
-        )
-        keep_samples(north, connection, record, table, samples)
-        note_passed_gate(connection, record, "schema, region and duplicates checked", 5)
-    return transfer_at(north, transfer.id)
-
-
-def sealed_of(north: Site, south: Site, **changes: Any) -> Transfer:
-    if not changes:
-        return sealed(north, south)
-    transfer = asked(north, south, **changes)
-    prepare(south, transfer, "ada")
-    approve(south, transfer_at(south, transfer.id), steward())
-    assert arrives(north, statement=queued(south)[-1]) is None
-    from synthedge_client.shipping import seal_approved
-
-    seal_approved(south, transfer_at(south, transfer.id))
-    return transfer_at(south, transfer.id)
 
 
 # ---- two persons

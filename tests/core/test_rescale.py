@@ -33,6 +33,38 @@ def test_levels_survive_there_and_back(levels: list[float]) -> None:
     assert np.array_equal(back, values, equal_nan=True)
 
 
+units = st.tuples(st.floats(1e-3, 1e3) | st.floats(-1e3, -1e-3), st.floats(-1e3, 1e3))
+
+
+@given(arrays(np.float64, 5, elements=st.floats(-1e6, 1e6) | st.just(np.nan)), units, units)
+def test_a_donors_values_mean_the_same_in_a_recipients_table(
+    own: np.ndarray, donor: tuple[float, float], recipient: tuple[float, float]
+) -> None:
+    gives, takes = _column(AffineUnit(*donor)), _column(AffineUnit(*recipient))
+    sent = gives.to_dictionary(own.tolist())
+    arrived = takes.to_dictionary(takes.to_own(sent).tolist())
+
+    # Two offsets of up to 1e3 cost digits relative to the smallest factor, not to the value.
+    assert arrived == pytest.approx(sent, rel=1e-9, abs=1e-6, nan_ok=True)
+    back = np.array([np.nan if c is None else c for c in gives.to_own(arrived)], dtype=np.float64)
+    assert back == pytest.approx(own, rel=1e-6, abs=1e-2, nan_ok=True)
+
+
+@given(
+    st.lists(st.sampled_from(["F", "M", "male", ""])), st.permutations(["w", "m"]), st.booleans()
+)
+def test_a_donors_codes_mean_the_same_in_a_recipients_table(
+    own: list[str], codes: list[str], is_turned: bool
+) -> None:
+    order = (1, 0) if is_turned else (0, 1)
+    gives, takes = _column(SEX), _column(LevelMap(dict(zip(codes, order, strict=True))))
+    sent = gives.to_dictionary(own)
+    arrived = takes.to_dictionary(takes.to_own(sent).tolist())
+
+    assert np.array_equal(arrived, sent, equal_nan=True)
+    assert [c or "" for c in gives.to_own(arrived)] == [c.replace("male", "M") for c in own]
+
+
 def test_a_physical_value_stays_the_same() -> None:
     celsius = _column(CELSIUS_FROM_FAHRENHEIT).to_dictionary(["98.6", "32", ""])
     assert celsius[:2] == pytest.approx([37, 0])

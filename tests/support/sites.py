@@ -14,13 +14,16 @@ from synthedge_client import dictionaries, inbound, store
 from synthedge_client.asking import request
 from synthedge_client.donating import approve, prepare
 from synthedge_client.keystore import Steward, load_keys
+from synthedge_client.received import ReceivedSamples, keep_samples
 from synthedge_client.settings import load_settings
 from synthedge_client.shipping import seal_approved
 from synthedge_client.site import Site, create_site, open_site
-from synthedge_client.transfers import Transfer, get_transfer
+from synthedge_client.site_table import load_site_table
+from synthedge_client.transfers import Transfer, get_transfer, move, note_passed_gate
 from synthedge_core.dictionary import parse_dictionary
 from synthedge_protocols.certificates import create_ca, issue_site_certificate, pem, site_csr
 from synthedge_protocols.keys import StatementKey
+from synthedge_protocols.lifecycle import Event, Party
 from synthedge_protocols.statements import sign
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
@@ -239,6 +242,37 @@ def sealed(north: Site, south: Site) -> Transfer:
     transfer = approved(north, south)
     seal_approved(south, transfer)
     return transfer_at(south, transfer.id)
+
+
+def delivered(
+    north: Site, south: Site, values: np.ndarray | None = None, **changes: Any
+) -> Transfer:
+    """A delivery that passed north's gate, as if `values` had arrived; north's record of it."""
+    if values is None:
+        values = np.array([[101.0 + i, 1.0, np.nan] for i in range(5)])
+    asking = asked(north, south, **changes)
+    prepare(south, asking, "ada")
+    approve(south, transfer_at(south, asking.id), steward())
+    assert arrives(north, statement=queued(south)[-1]) is None
+    seal_approved(south, transfer_at(south, asking.id))
+    with south.store.read() as connection:
+        shipment = connection.execute(
+            sa.select(store.transfers.c.shipment).where(store.transfers.c.transfer_id == asking.id)
+        ).scalar_one()
+    transfer = transfer_at(north, asking.id)
+    tokens = [bytes([i]) * 16 for i in range(len(values))]
+    with north.store.write() as connection:
+        move(connection, transfer, Event.RELAY, Party.DONOR, "coordinator")
+        move(connection, transfer, Event.DELIVER, Party.RECIPIENT, "agent", shipment=shipment)
+        keep_samples(
+            north,
+            connection,
+            transfer,
+            load_site_table(north.settings, north.dictionary),
+            ReceivedSamples(tokens=tokens, values=values),
+        )
+        note_passed_gate(connection, transfer, "schema, region and duplicates checked", len(values))
+    return transfer_at(north, asking.id)
 
 
 def selected(site: Site) -> set[bytes]:
