@@ -20,9 +20,15 @@ from synthedge_client import outbound, store
 from synthedge_client.accepting import settle
 from synthedge_client.connection import Connection
 from synthedge_client.deciding import Decider, GateItself, RequestItself
-from synthedge_client.gate import GateResult, check_delivery
+from synthedge_client.duplicates import find_duplicates
+from synthedge_client.gate import MAX_DUPLICATE_SHARE, GateResult, check_delivery
 from synthedge_client.inbound import verify_from_peer
-from synthedge_client.received import ReceivedSamples, keep_samples, received_before
+from synthedge_client.received import (
+    ReceivedSamples,
+    keep_samples,
+    received_before,
+    received_values,
+)
 from synthedge_client.sealed_files import incoming_file, open_private
 from synthedge_client.site import Site
 from synthedge_client.site_table import SiteTable, load_site_table
@@ -122,7 +128,7 @@ def _take_in(site: Site, transfer: Transfer, signed: pb.SignedStatement, path: P
             # Of a forged shipment as of a damaged one nothing more is said.
             gate = GateResult(False, "transfer could not be authenticated")
         else:
-            gate = _check(site, transaction, transfer, table, samples)
+            gate, samples = _check(site, transaction, transfer, table, samples)
             if gate.accepted:
                 keep_samples(site, transaction, transfer, table, samples)
                 n_rows = len(samples.tokens)
@@ -150,12 +156,20 @@ def _check(
     transfer: Transfer,
     table: SiteTable,
     samples: ReceivedSamples,
-) -> GateResult:
+) -> tuple[GateResult, ReceivedSamples]:
+    """Decide on a delivery; what is to be kept of it if it is taken."""
     n_again = received_before(site, transaction, samples)
     if n_again:
-        return GateResult(
-            False, f"{n_again} of {len(samples.tokens)} rows or tokens were received before"
-        )
+        reason = f"{n_again} of {len(samples.tokens)} rows or tokens were received before"
+        return GateResult(False, reason), samples
+    before = received_values(site, transaction, table)
+    measured = set(transfer.request.features) - set(samples.coarsened)
+    duplicates = find_duplicates(
+        samples.values, np.vstack([table.values, before]), site.dictionary, measured
+    )
+    if duplicates.any.mean() > MAX_DUPLICATE_SHARE:
+        return GateResult(False, duplicates.in_words()), samples
+    samples = samples.only(~duplicates.any)
     grid, voxel = region_of(site, transfer.request)
     result = check_delivery(
         samples.values,
@@ -166,10 +180,13 @@ def _check(
         grid,
         voxel,
     )
-    if not samples.coarsened:
-        return result
-    coarse = f"{', '.join(samples.coarsened)} came as centres of the dictionary's intervals"
-    return replace(result, reason=f"{result.reason}; {coarse}")
+    notes = [result.reason]
+    if duplicates.any.any():
+        notes.append(f"{duplicates.in_words()} and were left out")
+    if samples.coarsened:
+        names = ", ".join(samples.coarsened)
+        notes.append(f"{names} came as centres of the dictionary's intervals")
+    return replace(result, reason="; ".join(notes)), samples
 
 
 def _open(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,11 @@ class ReceivedSamples:
     tokens: list[bytes]
     values: NDArray[np.float64]
     coarsened: tuple[str, ...] = ()
+
+    def only(self, kept: NDArray[np.bool_]) -> "ReceivedSamples":
+        """Some of the rows; `kept` has shape (n_rows,)."""
+        tokens = [token for token, is_kept in zip(self.tokens, kept, strict=True) if is_kept]
+        return replace(self, tokens=tokens, values=self.values[kept])
 
 
 def received_before(site: Site, transaction: sa.Connection, samples: ReceivedSamples) -> int:
@@ -74,6 +79,22 @@ def keep_samples(
             for token, row, record in zip(samples.tokens, samples.values, records, strict=True)
         ],
     )
+
+
+def received_values(
+    site: Site, transaction: sa.Connection, table: SiteTable
+) -> NDArray[np.float64]:
+    """Every received row that is here, active or not yet decided on, in dictionary units.
+
+    Returns
+    -------
+    ndarray of shape (n_rows, n_features)
+    """
+    rows = transaction.execute(sa.select(store.received.c.token, store.received.c.sample)).all()
+    if not rows:
+        return np.empty((0, table.values.shape[1]))
+    samples = [json.loads(site.keys.decrypt(r.sample, b"sample" + r.token)) for r in rows]
+    return table.from_own_rows(pd.DataFrame(samples))
 
 
 def replace_sample(
