@@ -224,9 +224,11 @@ class _Search:
         n_best: int,
         may_match: PairFilter | None,
     ) -> None:
-        self.queries, self.candidates = queries, candidates
-        self.least, self.n_best, self.may_match = least, n_best, may_match
-        self.n_eligible = np.searchsorted(candidates.need, queries.need, side="left")
+        # Queries of one pattern side by side: each block then has few patterns to take norms for.
+        self.order = np.argsort(queries.mask_of, kind="stable")
+        self.queries, self.candidates = queries.take(self.order), candidates
+        self.least, self.n_best, self.may_match = least[self.order], n_best, may_match
+        self.n_eligible = np.searchsorted(candidates.need, self.queries.need, side="left")
         # Points of one pattern: their own lengths are all the norms there are.
         self.is_plain = len(queries.masks) == 1 and np.array_equal(queries.masks, candidates.masks)
         if self.is_plain:
@@ -253,13 +255,14 @@ class _Search:
         # One allocation for all blocks: fresh memory for each costs more than the product.
         space = np.empty(n_rows * width, dtype=np.float32)
         similar_enough = np.empty(n_rows * width, dtype=np.bool_)
+        norms = None if self.is_plain else self._norms(rows)
         hits: list[_Hits] = []
         n_hits = 0
         for left in range(first, stop, width):
             columns = slice(left, min(left + width, stop))
             n_columns = columns.stop - columns.start
             cosine = space[: n_rows * n_columns].reshape(n_rows, n_columns)
-            self._cosine(rows, columns, cosine)
+            self._cosine(rows, columns, norms, cosine)
             hit = similar_enough[: n_rows * n_columns]
             np.greater(cosine, best.threshold, out=hit.reshape(cosine.shape))
             flat = _where(hit)
@@ -285,23 +288,28 @@ class _Search:
             self.queries.owner[i_query] != self.candidates.owner[i_candidate]
         )
         if self.may_match is not None:
-            allowed &= self.may_match(i_query, i_candidate)
+            allowed &= self.may_match(self.order[i_query], i_candidate)
         best.add(row[allowed], i_candidate[allowed], similarity[allowed])
 
-    def _cosine(self, rows: slice, columns: slice, out: Float32Array) -> None:
+    def _norms(self, rows: slice) -> Float32Array:
+        """1 / |query restricted to the columns of a pattern|, shape (n_rows, n_masks)."""
+        queries = self.queries.vectors[rows]
+        return _inverse_root((queries * queries) @ self.candidates.masks.T.astype(np.float32))
+
+    def _cosine(
+        self, rows: slice, columns: slice, norms: Float32Array | None, out: Float32Array
+    ) -> None:
         """Write the similarities of one block."""
-        if self.is_plain:
+        if norms is None:
             np.matmul(self.unit_queries[rows], self.unit_candidates[columns].T, out=out)
             return
-        queries, candidates = self.queries.vectors[rows], self.candidates.vectors[columns]
-        np.matmul(queries, candidates.T, out=out)
+        candidates = self.candidates.vectors[columns]
+        np.matmul(self.queries.vectors[rows], candidates.T, out=out)
         # |candidate restricted to the query's columns|, one row per pattern among these queries.
         patterns, of_row = np.unique(self.queries.mask_of[rows], return_inverse=True)
         shown = self.queries.masks[patterns].astype(np.float32)
         out *= _inverse_root(shown @ (candidates * candidates).T)[of_row]
-        patterns, of_column = np.unique(self.candidates.mask_of[columns], return_inverse=True)
-        shown = self.candidates.masks[patterns].astype(np.float32)
-        out *= np.take(_inverse_root((queries * queries) @ shown.T), of_column, axis=1)
+        out *= np.take(norms, self.candidates.mask_of[columns], axis=1)
 
     def merge(
         self, tasks: list[tuple[int, int, int]], found: list[tuple[IntArray, Float32Array]]
@@ -311,7 +319,8 @@ class _Search:
         for (start, _, _), (position, similarity) in zip(tasks, found, strict=True):
             row, slot = np.nonzero(position >= 0)
             best.add(row + start, position[row, slot], similarity[row, slot])
-        return Nearest(position=best.position, similarity=best.similarity)
+        back = np.argsort(self.order, kind="stable")
+        return Nearest(position=best.position[back], similarity=best.similarity[back])
 
 
 class _Best:

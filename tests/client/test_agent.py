@@ -377,9 +377,30 @@ async def test_what_the_gate_refuses_is_deleted_on_both_sides(pair: Pair) -> Non
 
     for site in pair:
         record = transfer_at(site, identifier)
-        assert (record.state, record.reason) == (State.REFUSED, "5 of 5 rows are duplicates")
+        assert record.state is State.REFUSED
+        assert record.reason == (
+            "5 of 5 rows are patients this site already has (5 the same, 0 nearly the same)"
+        )
     assert len(load_samples(north)) == 0
     assert [list((s.settings.folder / f).glob("*")) for s in pair for f in FOLDERS] == [[]] * 4
+
+
+async def test_a_patient_the_recipient_has_is_left_out_and_the_donor_hears_how_many_were_kept(
+    pair: Pair,
+) -> None:
+    north, south = pair
+    given = pd.read_csv(south.settings.data)
+    # Five of south's eight patients of the region consent, and one of them has been north's before.
+    edit(south, consent=["withdrawn" if 56 <= i < 59 else "active" for i in range(len(given))])
+    edit(north, bp=[*pd.read_csv(north.settings.data)["bp"][:-1], given["bp"][60]])
+    identifier = await asked_and_given(north, south)
+    await exchange(south, north, south)
+
+    assert states(identifier, north, south) == ["ACTIVE", "ACTIVE"]
+    record = transfer_at(north, identifier)
+    assert record.rows == len(load_samples(north)) == 4
+    assert "1 of 5 rows are patients this site already has" in record.reason
+    assert given["bp"][60] not in set(load_samples(north)["bp"])
 
 
 async def test_a_consent_lost_while_the_bytes_wait_stops_the_upload(

@@ -246,7 +246,7 @@ def test_a_refusal_is_believed_and_a_false_receipt_is_not(pair: Pair) -> None:
         }
         return north.sign(pb.Receipt(**{**fields, **changes}))
 
-    for changes in ({"ciphertext_digest": bytes(32)}, {"rows": 4}):
+    for changes in ({"ciphertext_digest": bytes(32)}, {"rows": 6}, {"rows": 0}):
         refused = arrives(south, statement=receipt(**changes))
         assert "names other bytes or rows" in (refused or "")
         assert transfer_at(south, transfer.id).state is State.RELAYED
