@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from synthedge_client.counting import PatientCounts, effective_disclosure, protect
-from synthedge_client.dose import recommend
+from synthedge_client.dose import recommend, rows_of_each
 from synthedge_client.gate import check_delivery
 from synthedge_client.outbound import deidentify
 from synthedge_client.selection import choose, giveable
@@ -162,7 +162,8 @@ def move_rows(cohort: Cohort, reports: Reports, seed: int, *, suspected: bool = 
     grids, policy = _grids(cohort), cohort.dictionary.policy
     generator = np.random.default_rng([seed, 200])
     nothing = cohort.recipient.samples.rows(np.array([], dtype=np.int64))
-    received, asks = nothing, []
+    received = nothing
+    asks: list[Ask] = []
     asked: set[tuple[str, int]] = set()
     while len(received) < policy.rows_per_transfer:
         chosen = recommend(
@@ -271,9 +272,11 @@ def _deliveries(
     )
     donors = {hospital.site: hospital for hospital in cohort.donors}
     deliveries: dict[str, Samples] = {}
-    for match in matches:
-        if match.voxel != voxel or n_wanted <= 0:
-            continue
+    proposed = [match for match in matches if match.voxel == voxel]
+    for i, match in enumerate(proposed):
+        if n_wanted <= 0:
+            break
+        n_asked = rows_of_each(n_wanted, len(proposed) - i, least=policy.min_count)
         donor = donors[match.donor]
         eligible = giveable(
             donor.samples.values,
@@ -286,7 +289,7 @@ def _deliveries(
         # As in `donating.prepare`: not from a handful of patients.
         if len(eligible) < policy.min_count:
             continue
-        chosen = choose(eligible, n_wanted, generator)
+        chosen = choose(eligible, n_asked, generator)
         samples = np.full((len(chosen), len(dictionary.features)), np.nan)
         agreed = [dictionary.index(name) for name in features]
         samples[:, agreed] = deidentify(donor.samples.values[chosen], dictionary, features)

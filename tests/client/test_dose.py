@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from small_dictionary import SMALL_DICTIONARY
-from synthedge_client.dose import evidence, recommend, recommended_rows
+from synthedge_client.dose import evidence, recommend, recommended_rows, rows_of_each
 from synthedge_client.selection import choose, giveable
 from synthedge_core.dictionary import parse_dictionary
 from synthedge_core.grids import NamedGrid
@@ -28,9 +28,9 @@ def hole(voxel: int, expected: float, observed: int, kind: Kind = "positives") -
 
 @pytest.mark.parametrize(
     ("expected", "observed", "positives", "rows"),
-    [(6.0, 0, 60, 7), (16.0, 0, 32, 20), (4.0, 2, 100, 5), (10.0, 0, 40, 14)],
+    [(6.0, 0, 60, 14), (16.0, 0, 32, 20), (4.0, 2, 100, 5), (10.0, 4, 40, 16)],
 )
-def test_as_many_rows_are_asked_for_as_are_missing(
+def test_twice_as_many_rows_are_asked_for_as_are_missing(
     expected: float, observed: int, positives: int, rows: int
 ) -> None:
     assert recommended_rows(expected, observed, positives, least=5, most=20) == rows
@@ -62,7 +62,7 @@ def test_what_is_not_evident_is_asked_for_only_when_told_so() -> None:
     assert recommend(ranked, 60, [], least=5, most=20) is None
     asked = recommend(ranked, 60, [], least=5, most=20, suspected=True)
     assert asked is not None
-    assert (asked.hole.voxel, asked.rows) == (4, 6)
+    assert (asked.hole.voxel, asked.rows) == (4, 12)
 
 
 def test_positives_are_not_asked_for_where_no_patients_are() -> None:
@@ -81,6 +81,15 @@ def test_a_region_is_asked_for_once() -> None:
 
 def test_nothing_is_asked_for_when_no_row_is_left() -> None:
     assert recommend([hole(4, 9.0, 0)], 60, [], least=5, most=0) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "n_donors", "asked"), [(20, 3, 7), (12, 3, 5), (7, 2, 5), (2, 1, 2)]
+)
+def test_an_equal_part_is_asked_of_each_donor_but_never_a_handful(
+    rows: int, n_donors: int, asked: int
+) -> None:
+    assert rows_of_each(rows, n_donors, least=5) == asked
 
 
 def test_only_positive_rows_of_the_region_that_may_leave_are_given() -> None:
