@@ -211,6 +211,7 @@ def _table(data: list[dict[str, Any]]) -> str:
 app.command()(cli_watch.transfers)
 app.command()(cli_watch.doctor)
 app.command()(cli_watch.console)
+app.command("prove-blind")(cli_watch.prove_blind)
 
 
 def main() -> None:

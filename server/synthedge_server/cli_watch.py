@@ -119,3 +119,30 @@ def console(
         )
 
     serve_console(CoordinatorFolder(folder), parse_address(listen), announce)
+
+
+def prove_blind(as_json: Json = False) -> None:
+    """Send canary patients through a coordinator on this machine and search its files, memory and messages for them."""
+    import importlib
+
+    from synthedge_core.errors import UsageError
+
+    try:
+        # By name: the coordinator itself can import nothing that reads a table.
+        blindness = importlib.import_module("synthedge_deploy.blindness")
+    except ModuleNotFoundError:
+        raise UsageError(
+            "the proof plays the sites too and needs the complete distribution: "
+            "pip install 'synthedge-federation[all]'"
+        ) from None
+    result = blindness.prove(lambda line: typer.echo(f"$ {line}", err=True))
+    searched = "\n".join(
+        f"  {place}: {size:,} bytes" for place, size in result["searched_bytes"].items()
+    )
+    emit(
+        result,
+        f"blind: of {result['canaries']} canary patients, {result['received_by_recipient']} arrived at the "
+        f"recipient, none of {result['forms_searched']} traces was found in the coordinator's\n{searched}\n"
+        f"(the same search finds {result['found_at_donor']} traces at the donor)",
+        as_json=as_json,
+    )

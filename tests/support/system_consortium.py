@@ -19,10 +19,10 @@ from typing import Any
 import psutil
 import pytest
 
-import recording_coordinator
 from synthedge_deploy import demo
 from synthedge_deploy.cohorts import Cohort
 from synthedge_deploy.consortium import Consortium
+from synthedge_deploy.recorder import Message, read_messages
 from synthedge_protocols.v1 import statements_pb2 as pb
 
 SUPPORT = Path(__file__).parent
@@ -108,15 +108,15 @@ class Finished:
         return [hospital.site for hospital in self.cohort.hospitals]
 
     @property
-    def messages(self) -> list[recording_coordinator.Message]:
-        return recording_coordinator.read_messages(self.observed.record)
+    def messages(self) -> list[Message]:
+        return read_messages(self.observed.record)
 
     def statements(self) -> list[pb.Statement]:
         """Every statement that was submitted to the coordinator."""
         return [
             pb.Statement.FromString(pb.SignedStatement.FromString(message.data).statement)
             for message in self.messages
-            if message.method == "Submit"
+            if message.method == "Submit" and not message.is_answer
         ]
 
     def reports(self) -> dict[str, dict[str, Any]]:

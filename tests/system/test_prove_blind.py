@@ -1,0 +1,31 @@
+"""The proof that the coordinator is blind, and that it would notice if it were not."""
+
+import os
+
+import numpy as np
+import pytest
+
+from synthedge_deploy.blindness import Canaries, found_in, memory_of, prove
+
+
+@pytest.mark.slow
+def test_no_trace_of_a_canary_is_in_the_coordinators_files_log_messages_or_memory() -> None:
+    result = prove(lambda line: None)
+    assert result["received_by_recipient"] == result["canaries"]
+    assert result["sealed_bytes_held"] > 0
+    assert min(result["searched_bytes"].values()) > 0
+    assert result["searched_bytes"]["memory at the end"] > 10_000_000
+
+
+@pytest.mark.parametrize("form", ["id", "text", "float64", "float32 row"])
+def test_a_canary_in_the_memory_of_a_process_is_found(form: str) -> None:
+    canaries = Canaries.new()
+    planted = {
+        "id": canaries.ids[0].encode(),
+        "text": f"bp={canaries.values[0, 0]:.6f};".encode(),
+        "float64": canaries.values.tobytes(),
+        "float32 row": canaries.values.astype(np.float32).tobytes(),
+    }[form]
+    assert found_in(b"x" * 1_000 + planted, canaries)
+    assert found_in(memory_of(os.getpid()), canaries)
+    assert not found_in(b"x" * 1_000, canaries)
