@@ -174,7 +174,8 @@ def withdraw_lost_consents(site: Site) -> Withdrawal:
 def correct_patient(site: Site, patient: str, *, who: str = "data manager") -> Withdrawal:
     """Send a patient's row as the table has it now to every site that holds an earlier version.
 
-    A row that no longer lies in the region that was asked for, or is no longer positive, is to be purged there.
+    A row that no longer lies in the region that was asked for, is no longer positive, or whose patient no longer
+    consents, is to be purged there.
 
     Raises
     ------
@@ -484,10 +485,8 @@ def _corrected(site: Site, transfer: Transfer, patient: str) -> pb.WithdrawnRow:
     i = table.patient_ids.index(patient)
     values = table.values[i : i + 1]
     grid, voxel = region_of(site, transfer.request)
-    answers = table.positive[i] and (
-        grid.assign(outbound.coarsen(values, site.dictionary))[0] == voxel
-    )
-    if not answers:
+    may_leave = table.positive[i] and table.consents.to(transfer.request.purpose)[i]
+    if not may_leave or grid.assign(outbound.coarsen(values, site.dictionary))[0] != voxel:
         return pb.WithdrawnRow(action="purge")
     features = list(transfer.request.features)
     # A row that comes alone is shared by nobody: its quasi-identifiers outside the region stay here.

@@ -341,7 +341,7 @@ async def test_a_corrected_row_replaces_the_old_one_under_its_token(
     assert token not in tokens_at(north)
 
 
-@pytest.mark.parametrize("change", [{"bp": 75.0}, {"progressed": 0}])
+@pytest.mark.parametrize("change", [{"bp": 75.0}, {"progressed": 0}, {"consent": "no"}])
 async def test_a_correction_that_no_longer_answers_the_request_purges(
     pair: Pair, change: dict[str, Any]
 ) -> None:
