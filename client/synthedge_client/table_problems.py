@@ -223,5 +223,8 @@ def repeated_rows(
         n_again += first != patient
     if not n_again:
         return []
-    found = "every feature and the label equal another patient's: one patient under two ids? Such a patient counts twice"
+    found = (
+        "every feature and the label equal another patient's: one patient under two ids? "
+        "Such a patient counts twice"
+    )
     return [Problem("patients", found, n_again, False)]
