@@ -9,6 +9,7 @@ Rules
 """
 
 import contextlib
+import importlib
 import logging
 import threading
 import time
@@ -23,7 +24,7 @@ from synthedge_client.connection import Connection
 from synthedge_client.delivery import fetch
 from synthedge_client.donating import lapse
 from synthedge_client.duties import Duties
-from synthedge_client.inbox import keep_message
+from synthedge_client.inbox import keep_message, note_refused
 from synthedge_client.log_heads import exchange_heads
 from synthedge_client.outbox import send_waiting
 from synthedge_client.purging import keep_notice, note_inbox_read
@@ -34,7 +35,12 @@ from synthedge_client.site import Site
 from synthedge_client.standing_work import StandingWork
 from synthedge_client.transfers import Transfer, list_transfers, note_problem
 from synthedge_core.errors import RefusedError, SynthEdgeError
-from synthedge_protocols.errors import DeadlineError, ProtocolError, UnavailableError
+from synthedge_protocols.errors import (
+    DeadlineError,
+    ProtocolError,
+    UnavailableError,
+    VerificationError,
+)
 from synthedge_protocols.lifecycle import State
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
@@ -51,6 +57,7 @@ HEADS_EVERY_S = 60.0
 FIRST_RETRY_S = 2.0
 LAST_RETRY_S = 300.0
 
+_UNDER_WAY = (State.PREPARED, State.APPROVED, State.SEALED, State.RELAYED, State.DELIVERED)
 _AGENT_MOVES = {
     "donor": (State.APPROVED, State.SEALED),
     "recipient": (State.RELAYED, State.DELIVERED),
@@ -170,8 +177,13 @@ class Agent:
         if message.WhichOneof("body") == "withdrawal":
             self._keep_notice(message.withdrawal)
             return
-        with self._site.store.write() as transaction:
-            keep_message(transaction, message)
+        try:
+            with self._site.store.write() as transaction:
+                keep_message(transaction, message)
+        except VerificationError as error:
+            with self._site.store.write() as transaction:
+                note_refused(transaction, str(error))
+            raise
 
     def _keep_notice(self, signed: pb.SignedStatement) -> None:
         try:
@@ -196,7 +208,8 @@ class Agent:
 
     def _move_transfers(self) -> bool:
         with self._site.store.read() as transaction:
-            transfers = list_transfers(transaction)
+            # Not the finished ones: years of them would be decoded five times a second.
+            transfers = list_transfers(transaction, _UNDER_WAY)
         sweep(self._site, transfers)
         progress = False
         for transfer in transfers:
@@ -277,6 +290,8 @@ def run_forever(site: Site, connection: Connection, stop: threading.Event) -> No
 
     follower = threading.Thread(target=follow, name="inbox", daemon=True)
     follower.start()
+    # What the gate needs takes most of a second to load: not while the first delivery waits for it.
+    threading.Thread(target=importlib.import_module, args=("scipy.stats",), daemon=True).start()
     heads_at, refresh_at, read_at, told, renewer = 0.0, 0.0, 0.0, "", Renewer()
     while not stop.is_set():
         try:

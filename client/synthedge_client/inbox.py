@@ -5,6 +5,8 @@ ask behind everything that ever comes. Numbers therefore only grow, and by littl
 a gap is a hint that a newer one replaced before it was fetched.
 """
 
+import json
+
 import sqlalchemy as sa
 
 from synthedge_client import store
@@ -40,3 +42,15 @@ def keep_message(connection: sa.Connection, message: wire.InboxMessage) -> None:
             f"the coordinator sent inbox message {message.sequence} after {last}, expected {last + 1} to "
             f"{last + MAX_GAP}; it was not stored: tell the operator"
         )
+
+
+def note_refused(connection: sa.Connection, reason: str) -> None:
+    """Write a refusal down where audit reports show it; once, though the message comes at every connection."""
+    details = json.dumps({"reason": reason})
+    known = connection.execute(
+        sa.select(store.events.c.id)
+        .where((store.events.c.what == "message refused") & (store.events.c.details == details))
+        .limit(1)
+    ).first()
+    if known is None:
+        store.record(connection, "message refused", "agent", reason=reason)

@@ -6,6 +6,7 @@ Rules
 * What keeps a transfer from going on is kept beside its state until the next change, so that a steward sees it.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -68,10 +69,14 @@ class Transfer:
         return self.id.hex()[:12]
 
 
-def list_transfers(connection: sa.Connection) -> list[Transfer]:
-    """All transfers this site takes part in, oldest first."""
-    rows = connection.execute(sa.select(store.transfers).order_by(store.transfers.c.created_at_ms))
-    return [_decode(row) for row in rows]
+def list_transfers(
+    connection: sa.Connection, states: Collection[State] | None = None
+) -> list[Transfer]:
+    """The transfers this site takes part in, all or those in some states, oldest first."""
+    query = sa.select(store.transfers).order_by(store.transfers.c.created_at_ms)
+    if states is not None:
+        query = query.where(store.transfers.c.state.in_([state.value for state in states]))
+    return [_decode(row) for row in connection.execute(query)]
 
 
 def find_transfer(connection: sa.Connection, typed: str) -> Transfer:
