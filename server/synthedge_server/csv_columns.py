@@ -5,6 +5,7 @@ touches no coordinator's folder and keeps nothing of what it reads.
 """
 
 import csv
+import io
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +23,8 @@ def read_columns(path: Path) -> dict[str, list[str]]:
     Raises
     ------
     UsageError
-        If the file cannot be read as UTF-8 text, has no rows, or a line has another number of cells than the first.
+        If the file cannot be read as UTF-8 text or as CSV, has no rows, or a line has another number of cells than the
+        first.
     """
     try:
         text = path.read_text("utf-8-sig")
@@ -30,7 +32,10 @@ def read_columns(path: Path) -> dict[str, list[str]]:
         raise UsageError(f"table {path} cannot be read: {error}") from None
     first = text.partition("\n")[0]
     delimiter = max(_DELIMITERS, key=first.count)
-    lines = list(csv.reader(text.splitlines(), delimiter=delimiter))
+    try:
+        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    except csv.Error as error:
+        raise UsageError(f"table {path} is no CSV file: {error}") from None
     rows = [line for line in lines[1:] if line]
     if not rows:
         raise UsageError(f"table {path} has no rows below its first line")

@@ -242,7 +242,7 @@ def test_a_draft_from_a_table_warns_and_keeps_results_apart_from_warnings(
     run: Run, tmp_path: Path
 ) -> None:
     table = tmp_path / "public.csv"
-    rows = [f"{40 + i % 30};{120 + i % 40},5;{i % 2}" for i in range(60)]
+    rows = [f'{40 + i % 30};{120 + i % 40},5;"{i % 2}\n"' for i in range(60)]
     table.write_text("age;sbp;ill\n" + "\n".join(rows))
 
     code, out, err = run("init", "--from", table, "--target", "ill")
@@ -263,6 +263,7 @@ def test_a_draft_from_a_table_warns_and_keeps_results_apart_from_warnings(
         (["--from", "{}/ragged.csv"], "1 lines of"),
         (["--from", "{}/empty.csv"], "no rows below its first line"),
         (["--from", "{}/twice.csv"], "must name every column, each differently"),
+        (["--from", "{}/long.csv"], "is no CSV file: field larger than field limit"),
     ],
 )
 def test_what_cannot_be_drafted_is_told(
@@ -271,6 +272,7 @@ def test_what_cannot_be_drafted_is_told(
     (tmp_path / "ragged.csv").write_text("a,b\n1,2\n3\n")
     (tmp_path / "empty.csv").write_text("a,b\n")
     (tmp_path / "twice.csv").write_text("a,a\n1,2\n")
+    (tmp_path / "long.csv").write_text("a,b\n" + "x" * 200_000)
 
     code, _, err = run("init", *(argument.format(tmp_path) for argument in arguments))
 
