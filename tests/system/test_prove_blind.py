@@ -18,7 +18,8 @@ def test_no_trace_of_a_canary_is_in_the_coordinators_files_log_messages_or_memor
 
 
 def test_a_canary_in_the_memory_of_a_process_is_found() -> None:
-    assert found_in(memory_of(os.getpid()), Canaries.new())
+    canaries = Canaries.new()
+    assert found_in(memory_of(os.getpid()), canaries)
 
 
 @pytest.mark.parametrize("form", ["id", "text", "float64", "float32 row"])
