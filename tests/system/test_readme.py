@@ -141,6 +141,8 @@ class Telling:
         if re.search(r" ID\b", line):
             wait_until("the request to arrive", lambda: bool(self._requests()))
             line = re.sub(r" ID\b", f" {self._requests()[0]['transfer_id'][:12]}", line)
+        if line.startswith("synthedge site requests show") and who == "north":
+            wait_until("the gate to let the rows pass", self._waits_for_acceptance)
         if line == "synthedge site received":
             wait_until("the rows to arrive", lambda: "ACTIVE" in self.people[who].type(line))
         output = self.people[who].type(line)
@@ -162,6 +164,10 @@ class Telling:
             self.people[site].json("synthedge site status")["reports_sent"]
             for site in ("north", "south")
         )
+
+    def _waits_for_acceptance(self) -> bool:
+        listed = self.people["north"].json("synthedge site requests list")
+        return any("requests accept" in request["waits_for"] for request in listed)
 
     def _requests(self) -> Any:
         return self.people["south"].json("synthedge site requests list")
