@@ -19,6 +19,7 @@ from synthedge_client.keystore import Steward
 from synthedge_client.outbound import sha256
 from synthedge_client.site import Site
 from synthedge_core.errors import RefusedError
+from synthedge_protocols.errors import UnavailableError
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 
@@ -64,6 +65,13 @@ def compare(site: Site, connection: Connection) -> None:
     with site.store.read() as transaction:
         request = _remembered(transaction)
     answer = connection.compare(request)
+    if answer.challenge:
+        with site.store.read() as transaction:
+            request = _remembered(transaction)
+        request.challenge = answer.challenge
+        answer = connection.compare(request)
+    if answer.challenge:
+        raise UnavailableError("the coordinator compares with somebody else at once; try again")
     if not answer.reason:
         return
     missing = [digest.hex() for digest in answer.missing]

@@ -4,6 +4,8 @@ Rules
 -----
 * A statement with a receipt is on both records for ever; inbox numbers never go back. Where that does not hold, one
   of the two databases is older than what it said.
+* A request that was delayed shows an older past as well. Only one that carries the challenge of the answer before
+  it counts.
 * The site is frozen then: none of its calls is answered and no key released, until a person has decided. Its peers
   hear of it, as of any suspension.
 * `recover` lets it in again. What the coordinator holds in the site's inbox, the site reads again; transfers about
@@ -11,6 +13,7 @@ Rules
 """
 
 import json
+import secrets
 from typing import Any, Final
 
 from sqlalchemy import Connection, func, insert, select, update
@@ -30,7 +33,11 @@ _ENDED: Final = [state.value for state in State if is_final(state)]
 
 
 def compare(
-    transaction: Transaction, broker: Broker, site: str, request: wire.CompareRequest
+    transaction: Transaction,
+    broker: Broker,
+    site: str,
+    request: wire.CompareRequest,
+    challenges: dict[str, bytes],
 ) -> wire.CompareAnswer:
     """Answer what differs; freeze the site if anything does.
 
@@ -42,7 +49,10 @@ def compare(
         Who asks, as authenticated.
     request : CompareRequest
         What the site remembers.
+    challenges : dict of str to bytes
+        By site: what its next request has to carry to count; changed here.
     """
+    expected = challenges.pop(site, b"")
     connection = transaction.connection
     sent, unsent = set(request.sent), set(request.unsent)
     statements = store.statements
@@ -71,6 +81,9 @@ def compare(
         reasons.append(f"the site does not know {len(forgotten)} statements it has signed and sent")
     if not reasons:
         return wire.CompareAnswer()
+    if not expected or request.challenge != expected:
+        challenges[site] = secrets.token_bytes(16)
+        return wire.CompareAnswer(challenge=challenges[site])
     older = "site" if forgotten else "coordinator"
     reason = f"frozen, the {older}'s database is older than the other one: {'; '.join(reasons)}"
     transfers = {row.transfer_id.hex() for row in forgotten if row.transfer_id is not None}

@@ -112,8 +112,11 @@ class CompareRequest(_message.Message):
     INBOX_AFTER_FIELD_NUMBER: _builtins.int
     SENT_FIELD_NUMBER: _builtins.int
     UNSENT_FIELD_NUMBER: _builtins.int
+    CHALLENGE_FIELD_NUMBER: _builtins.int
     inbox_after: _builtins.int
     """the last sequence number the site has stored"""
+    challenge: _builtins.bytes
+    """of the last answer, if it had one: this request is no delayed one"""
     @_builtins.property
     def sent(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """SHA-256 of the newest statements that got a receipt"""
@@ -128,10 +131,11 @@ class CompareRequest(_message.Message):
         inbox_after: _builtins.int = ...,
         sent: _abc.Iterable[_builtins.bytes] | None = ...,
         unsent: _abc.Iterable[_builtins.bytes] | None = ...,
+        challenge: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inbox_after", b"inbox_after", "sent", b"sent", "unsent", b"unsent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenge", b"challenge", "inbox_after", b"inbox_after", "sent", b"sent", "unsent", b"unsent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -143,8 +147,11 @@ class CompareAnswer(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
+    CHALLENGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """empty: the records agree; else the site is frozen from here on"""
+    challenge: _builtins.bytes
+    """they differ: ask once more with it; only then is the site frozen"""
     @_builtins.property
     def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """of `sent`: what the coordinator does not have"""
@@ -154,10 +161,11 @@ class CompareAnswer(_message.Message):
         *,
         reason: _builtins.str = ...,
         missing: _abc.Iterable[_builtins.bytes] | None = ...,
+        challenge: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing", b"missing", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenge", b"challenge", "missing", b"missing", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
