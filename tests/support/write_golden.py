@@ -9,42 +9,37 @@ when it is missing; delete it only together with the version number in the seali
 import io
 import json
 from pathlib import Path
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from identities import DAY_MS, Identities, fixed_identities
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.sealing import SealingContext, seal
-from synthedge_protocols.statements import sign
+from synthedge_protocols.statements import STATEMENT_TYPES, sign
 from synthedge_protocols.tokens import EnrolmentToken
-from synthedge_protocols.v1 import statements_pb2 as pb
 
 GOLDEN = Path(__file__).resolve().parents[1] / "protocols" / "golden"
 PLAINTEXT = b"Twenty rows of the region, in dictionary units. " * 5
 
 
 def signed(ids: Identities) -> dict[str, str]:
-    """Return a site's and a steward's statement, and a token, as hexadecimal or text."""
-    site = sign(
-        ids.site_key,
-        pb.Receipt(transfer_id=b"i" * 32, ciphertext_digest=b"c" * 32, rows=20, accepted=True),
-        consortium=ids.consortium,
-        site=ids.site,
-        dictionary_digest=ids.dictionary_digest,
-        issued_at_ms=ids.now_ms,
-    )
-    steward = sign(
-        ids.steward_key,
-        pb.Approval(
-            transfer_id=b"i" * 32,
-            request_digest=b"r" * 32,
-            manifest_commitment=b"m" * 32,
-            rows=20,
-        ),
-        consortium=ids.consortium,
-        site=ids.site,
-        dictionary_digest=ids.dictionary_digest,
-        issued_at_ms=ids.now_ms,
-        certificate=ids.steward_certificate,
-    )
+    """Return a statement of every type, signed by whom it must be, and a token: hexadecimal or text."""
+    made = {}
+    for name, entry in STATEMENT_TYPES.items():
+        by_steward = entry.signed_by == "steward"
+        statement = sign(
+            ids.steward_key if by_steward else ids.site_key,
+            filled(entry.message),
+            consortium=ids.consortium,
+            site=ids.site,
+            dictionary_digest=ids.dictionary_digest if entry.under_dictionary else b"",
+            issued_at_ms=ids.now_ms,
+            certificate=ids.steward_certificate if by_steward else None,
+        )
+        made[name] = statement.SerializeToString(deterministic=True).hex()
     token = EnrolmentToken(
         consortium=ids.consortium,
         site=ids.site,
@@ -54,11 +49,33 @@ def signed(ids: Identities) -> dict[str, str]:
         secret=b"x" * 32,
         expires_at_ms=ids.now_ms + DAY_MS,
     )
-    return {
-        "receipt": site.SerializeToString().hex(),
-        "approval": steward.SerializeToString().hex(),
-        "token": token.encode(),
-    }
+    return {**made, "token": token.encode()}
+
+
+def filled(message: type[Message], depth: int = 0) -> Message:
+    """Make a message with something in every field; statements inside it end two levels down."""
+    values: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        if field.message_type is not None:
+            if depth == 2:
+                continue
+            value: Any = filled(GetMessageClass(field.message_type), depth + 1)
+        else:
+            value = _OF_TYPE[field.type]
+        values[field.name] = [value] if field.is_repeated else value
+    return message(**values)
+
+
+_OF_TYPE: dict[int, Any] = {
+    FieldDescriptor.TYPE_STRING: "text",
+    FieldDescriptor.TYPE_BYTES: b"b" * 32,
+    FieldDescriptor.TYPE_DOUBLE: 0.5,
+    FieldDescriptor.TYPE_BOOL: True,
+    FieldDescriptor.TYPE_UINT32: 7,
+    FieldDescriptor.TYPE_UINT64: 7,
+    FieldDescriptor.TYPE_INT32: 7,
+    FieldDescriptor.TYPE_INT64: 7,
+}
 
 
 def context(ids: Identities) -> SealingContext:
@@ -82,7 +99,7 @@ def sealed(ids: Identities) -> dict[str, str]:
         out,
         recipient=ids.hpke.public_key,
         context=context(ids),
-        limits=Limits(chunk_bytes=64),
+        limits=Limits(chunk_bytes=64, padding_bytes=64),
     )
     return {
         "stream": out.getvalue().hex(),
