@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -147,6 +147,39 @@ class PatientCounts:
         return digest.hexdigest()
 
 
+def reported_grids(
+    dictionary: Dictionary, features: Collection[str], disclosure: Disclosure
+) -> list[NamedGrid]:
+    """The grids a site with these features reports on.
+
+    Raises
+    ------
+    DisclosureRefusedError
+        If there is none, or the dictionary asks for finer grids than the site allows.
+    """
+    grids = [
+        NamedGrid(dictionary, spec)
+        for spec in dictionary.grids
+        if set(spec.features) <= set(features)
+    ]
+    if not grids:
+        raise DisclosureRefusedError(
+            "this site has the features of none of the dictionary's grids; there is nothing to report"
+        )
+    if len(grids) > disclosure.max_grids:
+        raise DisclosureRefusedError(
+            f"the dictionary asks for {len(grids)} grids, this site allows {disclosure.max_grids}; "
+            "nothing is released"
+        )
+    for grid in grids:
+        if grid.n_voxels > disclosure.max_voxels:
+            raise DisclosureRefusedError(
+                f"grid '{grid.name}' of the dictionary has {grid.n_voxels} voxels, this site allows "
+                f"{disclosure.max_voxels}; nothing is released"
+            )
+    return grids
+
+
 def count_patients(
     table: SiteTable, dictionary: Dictionary, disclosure: Disclosure
 ) -> PatientCounts:
@@ -157,26 +190,7 @@ def count_patients(
     DisclosureRefusedError
         If no grid fits the site's features, or the dictionary asks for finer grids than the site allows.
     """
-    grids = [
-        NamedGrid(dictionary, spec)
-        for spec in dictionary.grids
-        if set(spec.features) <= set(table.features)
-    ]
-    if not grids:
-        raise DisclosureRefusedError(
-            "this site has the features of none of the dictionary's grids; there is nothing to report"
-        )
-    if len(grids) > disclosure.max_grids:
-        raise DisclosureRefusedError(
-            f"the dictionary asks for {len(grids)} grids, this site allows {disclosure.max_grids}; "
-            "nothing was released"
-        )
-    for grid in grids:
-        if grid.n_voxels > disclosure.max_voxels:
-            raise DisclosureRefusedError(
-                f"grid '{grid.name}' of the dictionary has {grid.n_voxels} voxels, this site allows "
-                f"{disclosure.max_voxels}; nothing was released"
-            )
+    grids = reported_grids(dictionary, table.features, disclosure)
     first = table.first_row_of_patient
     values = table.values[first]
     return PatientCounts(

@@ -64,7 +64,7 @@ def _table(site: Site) -> list[Problem]:
 
 
 def _disclosure(site: Site) -> list[Problem]:
-    from synthedge_client.counting import effective_disclosure
+    from synthedge_client.counting import effective_disclosure, reported_grids
 
     problems = [
         Problem(
@@ -77,7 +77,10 @@ def _disclosure(site: Site) -> list[Problem]:
         if not feature.is_shareable
     ]
     try:
-        effective_disclosure(site.dictionary.policy, site.settings.disclosure)
+        disclosure = effective_disclosure(site.dictionary.policy, site.settings.disclosure)
+        absent = {name for name, column in site.settings.columns.items() if column.absent}
+        present = set(site.dictionary.feature_names) - absent
+        reported_grids(site.dictionary, present, disclosure)
     except SynthEdgeError as error:
         problems.append(Problem("[disclosure]", str(error), None, True))
     return problems

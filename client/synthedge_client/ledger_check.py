@@ -10,6 +10,7 @@ Rules
 """
 
 import json
+import logging
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,6 +23,8 @@ from synthedge_client.site import Site
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 # The coordinator's list at the time, for the steward to take in.
 _MISSING = "ledger_missing"
@@ -70,6 +73,7 @@ def compare(site: Site, connection: Connection) -> None:
             _thaw(transaction)
             return
         if store.get_fact(transaction, FROZEN) != problem:
+            log.error("%s", problem)
             store.record(transaction, "ledger frozen", "agent", releases=len(missing or changed))
         store.set_fact(transaction, FROZEN, problem)
         store.set_fact(

@@ -16,13 +16,15 @@ from server_fixtures import DICTIONARY_TOML, Consortium
 from sites import accept_dictionary, make_site, patients, steward
 from synthedge_client import store
 from synthedge_client.dictionaries import accept
+from synthedge_client.divergence import recover
 from synthedge_client.enrolment import enrol_site
 from synthedge_client.gaps import list_gaps
 from synthedge_client.ledger_check import repair
-from synthedge_client.releases import budget, publish
+from synthedge_client.releases import budget, preview, publish
 from synthedge_client.site import Site, open_site
 from synthedge_client.status import summarise
 from synthedge_core.errors import DisclosureRefusedError, RefusedError
+from synthedge_server.operations import recover_site
 
 BY_NOISE = '\n[disclosure]\nmode = "dp"\n'
 
@@ -53,6 +55,14 @@ def restore(folder: Path, copy: bytes) -> None:
     (folder / "site.db").write_bytes(copy)
 
 
+async def recovered(coordinator: Consortium, site: Site) -> None:
+    """Operator and steward let a site that was found to be older than the coordinator's record run again."""
+    with pytest.raises(RefusedError, match="synthedge site recover"):
+        await exchange(site)
+    recover_site(coordinator.folder, site.settings.id)
+    recover(site, steward())
+
+
 def shift(site: Site, n: int) -> None:
     table = pd.read_csv(site.settings.data)
     table.loc[table.index[:n], "bp"] = 140.0
@@ -81,6 +91,7 @@ async def restored(coordinator: Consortium, tmp_path: Path) -> AsyncIterator[Sit
     await published(folder, 2)
     restore(folder, copy)
     with open_site(folder) as site:
+        await recovered(coordinator, site)
         yield site
 
 
@@ -125,10 +136,24 @@ async def test_by_threshold_nothing_follows_a_release_that_was_lost(
     restore(folder, copy)
 
     with open_site(folder) as site:
+        await recovered(coordinator, site)
         await exchange(site)
         repair(site, steward())
         with pytest.raises(DisclosureRefusedError, match="ledger has lost"):
             publish(site, steward())
+
+
+async def test_what_the_coordinator_holds_is_what_the_preview_showed(
+    coordinator: Consortium, tmp_path: Path
+) -> None:
+    folder = await enrolled_site(coordinator, tmp_path, BY_NOISE)
+    with open_site(folder) as site:
+        shown = preview(site).release.report
+        publish(site, steward())
+        await exchange(site)
+
+    with closing(sqlite3.connect(coordinator.folder.database)) as connection:
+        assert connection.execute("SELECT payload FROM reports").fetchall() == [(shown,)]
 
 
 async def test_a_ledger_that_lacks_nothing_is_not_frozen(
