@@ -28,7 +28,6 @@ from synthedge_client.counting import (
     protect,
 )
 from synthedge_client.dictionaries import require_accepted
-from synthedge_client.dictionaries import require_accepted
 from synthedge_client.keystore import Steward
 from synthedge_client.protection import guarantees
 from synthedge_client.site import Site
@@ -125,8 +124,6 @@ def publish(site: Site, steward: Steward) -> dict[str, Any]:
     TableError
         If the site's table cannot be used.
     """
-    with site.store.read() as connection:
-        require_accepted(connection)
     with site.store.read() as connection:
         require_accepted(connection)
     counts, disclosure = _present(site)
