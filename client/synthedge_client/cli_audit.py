@@ -9,8 +9,10 @@ from synthedge_client.cli_options import (
     HERE,
     FolderOption,
     JsonOption,
+    PassphraseOption,
     in_lines,
     lines,
+    read_passphrase,
     table,
 )
 from synthedge_client.cli_withdrawals import received_app
@@ -73,6 +75,35 @@ def audit_verify(dir: FolderOption = HERE, json: JsonOption = False) -> None:
             f"Valid: {result['entries']} entries, as signed in {result['heads_given']} heads that others hold.",
             f"root {result['root']}",
         ),
+    )
+
+
+@app.command("alarms")
+def audit_alarms(
+    steward: Annotated[
+        str | None,
+        typer.Option(help="Sign off as looked at: the name of a steward's key; the events stay."),
+    ] = None,
+    passphrase_file: PassphraseOption = None,
+    dir: FolderOption = HERE,
+    json: JsonOption = False,
+) -> None:
+    """Show what speaks against the coordinator's audit log, with the heads it signed."""
+    from synthedge_client.keystore import open_steward
+    from synthedge_client.log_heads import alarms, clear_alarms
+    from synthedge_client.site import open_site
+
+    with open_site(dir) as site:
+        with site.store.read() as connection:
+            raised = alarms(connection)
+        if steward is not None:
+            key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))
+            with site.store.write() as connection:
+                clear_alarms(connection, key.label)
+    emit(
+        raised,
+        as_json=json,
+        render=lines(*[f"{a['what']}\n{a['note']}" for a in raised] or ["No alarms."]),
     )
 
 

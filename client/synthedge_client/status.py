@@ -8,6 +8,7 @@ from synthedge_client import store
 from synthedge_client.dictionaries import standing
 from synthedge_client.divergence import frozen_reason
 from synthedge_client.donating import eligible_rows
+from synthedge_client.log_heads import alarms
 from synthedge_client.releases import FROZEN, report_state, state_in_words
 from synthedge_client.site import Site
 from synthedge_client.site_table import load_site_table
@@ -42,6 +43,7 @@ def summarise(site: Site) -> dict[str, Any]:
         refused_peers = _count(connection, store.peers, store.peers.c.problem.is_not(None))
         n_peers = _count(connection, store.peers, sa.true())
         dictionary = standing(connection)
+        log_alarms = [alarm["what"] for alarm in alarms(connection)]
         n_hints = _count(connection, store.hints, store.hints.c.kind == "profile")
         reports_sent = _count(
             connection,
@@ -68,6 +70,7 @@ def summarise(site: Site) -> dict[str, Any]:
         "waiting_for_us": sum("our steward" in _waits_for(t) for t in transfers),
         "transfers": {t.short_id: t.state.value for t in transfers},
         "problems": {t.short_id: t.problem for t in transfers if t.problem},
+        "log_alarms": log_alarms,
         **withdrawal_summary(site),
     }
 
