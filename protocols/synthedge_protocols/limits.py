@@ -26,16 +26,13 @@ class Limits:
         One transfer's payload after decompression: it is held in memory.
     text_bytes : int
         A reason or name that a peer wrote, UTF-8.
-    grids, voxels_per_grid, axes_per_grid, features : int
-        Of one gap report or request.
-    rows_per_transfer : int
-        Samples in one transfer.
     sites : int
-        Of one consortium.
+        Of one consortium. Grids, voxels and features of a report, and rows of a transfer, are bounded
+        by the dictionary alone.
     inbox_batch : int
         Inbox messages sent before the reader's sequence number is looked at again.
     statements_per_site : int
-        Statements of one site that the coordinator keeps undelivered.
+        Unfinished transfers that one site has asked for, and withdrawals it has announced.
     call_timeout_s : float
         Deadline of every unary call.
     stream_idle_s : float
@@ -55,11 +52,6 @@ class Limits:
     ciphertext_bytes: int = 4 * 1024**3
     payload_bytes: int = 256 * 1024**2
     text_bytes: int = 2_000
-    grids: int = 3
-    voxels_per_grid: int = 216
-    axes_per_grid: int = 3
-    features: int = 512
-    rows_per_transfer: int = 100_000
     sites: int = 10_000
     inbox_batch: int = 64
     statements_per_site: int = 10_000

@@ -7,7 +7,7 @@ the policy has passed or a site was revoked.
 import json
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from synthedge_protocols.errors import (
     IdentityError,
@@ -84,6 +84,8 @@ class Broker:
             If the request does not fit dictionary, policy, reports or the registered keys.
         ReplayError
             If the transfer exists already.
+        LimitExceededError
+            If too many transfers that the site asked for are under way.
         """
         request, connection = verified.payload, transaction.connection
         check_request(connection, self._registries.current(connection), verified)
@@ -93,6 +95,15 @@ class Broker:
         if find_transfer(connection, identifier) is not None:
             raise ReplayError(
                 f"transfer {identifier.hex()[:8]} was requested before; a new request needs a new nonce"
+            )
+        unfinished = select(func.count()).where(
+            table.c.recipient == verified.site,
+            table.c.state.in_([state.value for state in _EXPIRES_AFTER]),
+        )
+        n_open = connection.execute(unfinished).scalar_one()
+        if n_open >= self._limits.statements_per_site:
+            raise LimitExceededError(
+                f"site '{verified.site}' has {n_open} transfers under way; some must end first"
             )
         connection.execute(
             insert(table).values(

@@ -7,10 +7,10 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from sqlalchemy import Connection, Row, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
 
 from synthedge_protocols.certificates import requested_key
-from synthedge_protocols.errors import IdentityError, MalformedError
+from synthedge_protocols.errors import IdentityError, LimitExceededError, MalformedError
 from synthedge_protocols.framing import join_fields
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.names import check_name
@@ -78,6 +78,8 @@ class Enrolment:
             If names, keys or the certificate request are malformed.
         UnavailableError
             If the authority does not answer; the token stays good.
+        LimitExceededError
+            If the consortium has as many sites as it may have.
         ProtocolError
             As `statements.verify_site_keys`.
         """
@@ -113,7 +115,11 @@ class Enrolment:
         )
         certificate = await certify_site(self._folder, site, request.certificate_request)
         encoded = certificate.public_bytes(Encoding.DER)
-        return self._response(await self._ledger.write(lambda t: _register(t, candidate, encoded)))
+
+        def register(transaction: Transaction) -> bytes:
+            return _register(transaction, candidate, encoded, self._limits.sites)
+
+        return self._response(await self._ledger.write(register))
 
     def _response(self, certificate: bytes) -> wire.EnrolResponse:
         with self._ledger.engine.connect() as connection:
@@ -185,7 +191,9 @@ def _spend(
     return None
 
 
-def _register(transaction: Transaction, candidate: _Candidate, certificate: bytes) -> bytes:
+def _register(
+    transaction: Transaction, candidate: _Candidate, certificate: bytes, max_sites: int
+) -> bytes:
     """Spend the token and write the site down; return the certificate that counts."""
     connection, keys = transaction.connection, candidate.keys
     # Looked at again inside the transaction: two requests may have passed the first look together.
@@ -198,6 +206,9 @@ def _register(transaction: Transaction, candidate: _Candidate, certificate: byte
     )
     if earlier is not None:
         return earlier
+    others = select(func.count()).where(store.sites.c.site != keys.site)
+    if connection.execute(others).scalar_one() >= max_sites:
+        raise LimitExceededError(f"the consortium has {max_sites} sites, as many as it may have")
     known = connection.execute(
         select(store.sites.c.site).where(
             or_(
