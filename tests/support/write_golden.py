@@ -9,9 +9,9 @@ when it is missing; delete it only together with the version number in the seali
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
@@ -59,7 +59,7 @@ def filled(message: type[Message], depth: int = 0) -> Message:
         if field.message_type is not None:
             if depth == 2:
                 continue
-            value: Any = filled(GetMessageClass(field.message_type), depth + 1)
+            value: Any = filled(GetMessageClass(cast(Descriptor, field.message_type)), depth + 1)
         else:
             value = _OF_TYPE[field.type]
         values[field.name] = [value] if field.is_repeated else value
