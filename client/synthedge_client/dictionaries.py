@@ -263,12 +263,12 @@ def accept(site: "Site", steward: "Steward", version: int | None = None) -> dict
         store.record(
             connection,
             "dictionary accepted",
-            steward.name,
+            steward.label,
             dictionary=digest,
             version=chosen.version,
             outcome=target.outcome_digest,
         )
-        outbound.enqueue(connection, "dictionary-acceptance", signed, steward.name)
+        outbound.enqueue(connection, "dictionary-acceptance", signed, steward.label)
         budget = budget_in_words(connection, chosen.dictionary)
     return {
         "version": chosen.version,

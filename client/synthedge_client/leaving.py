@@ -53,7 +53,7 @@ def change_standing(site: Site, action: str, steward: Steward, reason: str) -> d
         if before is standing:
             raise RefusedError(f"this site is {standing} already")
         signed = steward.sign(site, pb.SiteLeaving(action=action, reason=reason))
-        outbound.enqueue(connection, "site-leaving", signed, steward.name)
+        outbound.enqueue(connection, "site-leaving", signed, steward.label)
         store.set_fact(connection, STANDING, standing.value)
         store.record(connection, f"site {standing}", steward.label, reason=reason)
         return {"standing": standing.value} | obligations(connection)

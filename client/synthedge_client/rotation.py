@@ -79,12 +79,12 @@ def rotate(site: Site, steward: Steward, *, sealing_only: bool) -> dict[str, Any
             now_ms=store.now_ms(),
         )
         store.set_fact(connection, _BEFORE, f"{old.key_id.hex()} {site.hpke_key.key_id.hex()}")
-        outbound.enqueue(connection, KIND, signed, steward.name)
+        outbound.enqueue(connection, KIND, signed, steward.label)
         _make_current(connection, new.key_id, hpke.key_id)
         store.record(
             connection,
             "keys rotated",
-            steward.name,
+            steward.label,
             steward_key=steward.key.fingerprint,
             old=old.fingerprint,
             new=new.fingerprint,
