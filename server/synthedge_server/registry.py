@@ -172,7 +172,7 @@ class Registry:
 
 
 def hole_profiles(
-    dictionary: Dictionary, reports: dict[str, Statistics]
+    dictionary: Dictionary, reports: Mapping[str, Statistics]
 ) -> dict[str, wire.HoleProfile]:
     """What every site that reported is told of the others.
 
