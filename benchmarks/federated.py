@@ -40,7 +40,7 @@ def federated_scores(cohort: Cohort, rows: FloatArray) -> FloatArray:
 
     frame = Frame(cohort.dictionary)
     # The recipient's model cannot use what the recipient has not.
-    usable = ~np.isnan(frame.transform(cohort.recipient.samples.values)).all(axis=0)
+    usable = np.asarray(~np.isnan(frame.transform(cohort.recipient.samples.values)).all(axis=0))
     sites = [(_design(frame, h.samples.values, usable), h.samples) for h in cohort.hospitals]
     weights = np.zeros(sites[0][0].shape[1])
     strategy = FedAvg(

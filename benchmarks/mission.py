@@ -240,7 +240,8 @@ def recovered(records: Sequence[Record], line: str, model: str, name: str) -> fl
         which: np.mean([record["lines"][which][model][name] for record in records])
         for which in (line, LOCAL, POOLED)
     }
-    return float((mean[line] - mean[LOCAL]) / (mean[POOLED] - mean[LOCAL]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float((mean[line] - mean[LOCAL]) / (mean[POOLED] - mean[LOCAL]))
 
 
 def change(records: Sequence[Record], line: str) -> list[float]:
@@ -275,7 +276,9 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
             part = [r for r in _of(records, data.name, 1.0) if r["configuration"][2] == i]
             if part:
                 subgroups.setdefault(data.name, {})[subgroup.description] = {
-                    line: _mean(recovered(part, line, model, "subgroup_recall") for model in MODELS)
+                    line: _known(
+                        _mean(recovered(part, line, model, "subgroup_recall") for model in MODELS)
+                    )
                     for line in (FILLED, SUSPECTED, ORACLE)
                 }
     return {"configurations": len(records), "tables": tables, "subgroups": subgroups}
@@ -287,6 +290,11 @@ def _of(records: Sequence[Record], data: str, share: float) -> list[Record]:
 
 def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
+
+
+def _known(value: float) -> float | None:
+    """The value, or None where nothing could be recovered because pooling brings nothing."""
+    return value if np.isfinite(value) else None
 
 
 def _line(records: Sequence[Record], line: str, *, with_recovery: bool) -> dict[str, Any]:
@@ -397,7 +405,8 @@ def show(figures: Mapping[str, Any], bars: Sequence[Mapping[str, Any]]) -> None:
     for data, groups in figures["subgroups"].items():
         print(f"\n{data}: recovered subgroup recall at 100 % by subgroup")
         for group, by_line in groups.items():
-            print(f"  {group:<32}" + "  ".join(f"{n} {v:.2f}" for n, v in by_line.items()))
+            words = (f"{n} {'-' if v is None else f'{v:.2f}'}" for n, v in by_line.items())
+            print(f"  {group:<32}{'  '.join(words)}")
     print(
         "\nTrade-off: recovered recall at 100 % and 70 %, placebo moved and hurt, hit rate at 100 %"
     )

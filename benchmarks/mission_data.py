@@ -105,7 +105,7 @@ def configurations(
     A site is carved where it has enough positives of the subgroup and enough negatives at all; the three hospitals
     beside it may have as few as they do.
     """
-    found = []
+    found: list[Configuration] = []
     for data in DATA_SETS.values():
         for seed in seeds:
             for hospital in data.hospitals(folder, seed):
