@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from synthedge_protocols.errors import UnavailableError
@@ -31,6 +31,8 @@ __all__ = ["WRITES", "Writer", "sqlite_engine"]
 T = TypeVar("T")
 
 _BUSY_TIMEOUT_MS = 10_000
+_NO_ROOM = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY})
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 WRITES = "synthedge_writes"
 """Execution option of a connection whose transactions take the write lock at once."""
 
@@ -39,7 +41,8 @@ def sqlite_engine(path: Path) -> Engine:
     """Open, or create with mode 0600, an SQLite store.
 
     Write-ahead log, ``synchronous=FULL`` (a commit survives a power cut), foreign keys enforced,
-    ten seconds of patience with another process's lock.
+    ten seconds of patience with another process's lock. A full or failing disk, and a damaged file,
+    are reported as such, whatever was being done.
 
     Parameters
     ----------
@@ -49,7 +52,7 @@ def sqlite_engine(path: Path) -> Engine:
     Raises
     ------
     UnavailableError
-        If the file cannot be opened or created.
+        If the file cannot be opened or created; of any use of the engine, if its disk is full.
     """
     try:
         # SQLite gives its log the mode of the database, so this covers both.
@@ -75,6 +78,19 @@ def sqlite_engine(path: Path) -> Engine:
         ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
+
+    @event.listens_for(engine, "handle_error")
+    def explain(context: ExceptionContext) -> None:
+        code = getattr(context.original_exception, "sqlite_errorcode", 0) & 0xFF
+        if code in _NO_ROOM:
+            raise UnavailableError(
+                f"the store '{path}' cannot be written now ({context.original_exception}); nothing was half-written: "
+                "make room on its disk, or check it, and try again"
+            ) from None
+        if code in _DAMAGED:
+            raise UnavailableError(
+                f"the store '{path}' is damaged ({context.original_exception}); restore it from a backup"
+            ) from None
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:

@@ -18,7 +18,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from synthedge_protocols.errors import LifecycleError, LimitExceededError
+from synthedge_protocols.errors import LifecycleError, LimitExceededError, UnavailableError
 from synthedge_protocols.sealing import stream_digest
 
 # The best chunk for gRPC on this kind of machine lies between 512 KiB and 1 MiB.
@@ -110,11 +110,19 @@ class Spool:
                 raise LimitExceededError(
                     f"the upload exceeds the {limit} bytes its shipment announced"
                 )
-            written = 0
-            while written < len(data):
-                written += os.pwrite(descriptor, data[written:], size + written)
-            if size // _SYNC_BYTES != (size + len(data)) // _SYNC_BYTES:
-                os.fdatasync(descriptor)
+            try:
+                written = 0
+                while written < len(data):
+                    written += os.pwrite(descriptor, data[written:], size + written)
+                if size // _SYNC_BYTES != (size + len(data)) // _SYNC_BYTES:
+                    os.fdatasync(descriptor)
+            except OSError as error:
+                # Half a chunk is none: the site goes on where the last whole one ended.
+                os.ftruncate(descriptor, size)
+                raise UnavailableError(
+                    f"the coordinator cannot store sealed bytes now ({error.strerror}); its operator has to make "
+                    "room, the upload goes on by itself then"
+                ) from None
         finally:
             os.close(descriptor)
         if is_new:

@@ -6,10 +6,11 @@ writes; it is then opened again on what its disk holds. Time is the test's.
 """
 
 import asyncio
+import resource
 import shutil
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,11 +55,30 @@ class CrashError(BaseException):
     """A party stops here, at once."""
 
 
+@contextmanager
+def no_room() -> Iterator[None]:
+    """No file of this process can grow beyond 4 KB; a pipe still can."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 class CommitCounter:
-    """Counts a party's durable writes, and crashes it at one of them."""
+    """Counts a party's durable writes, and crashes it at one of them; or its disk is full.
+
+    Attributes
+    ----------
+    commits : int
+    has_room : bool
+        Whether the party's disk is not full.
+    """
 
     def __init__(self) -> None:
         self.commits = 0
+        self.has_room = True
         self._at: tuple[int, str] | None = None
 
     def crash_at(self, n_commits: int, when: str) -> None:
@@ -75,7 +95,8 @@ class CommitCounter:
 
         def counted(connection: Any) -> None:
             self._pass("before")
-            commit(connection)
+            with nullcontext() if self.has_room else no_room():
+                commit(connection)
             self._pass("after")
             self.commits += 1
 
@@ -418,14 +439,16 @@ async def _each(messages: Iterator[Any]) -> AsyncIterator[Any]:
         yield message
 
 
-def new_consortium(folder: Path, **tables: pd.DataFrame) -> MemoryConsortium:
-    """Make a consortium whose sites published and compared keys."""
+def new_consortium(
+    folder: Path, *, ports: tuple[int, int] = (7443, 7444), **tables: pd.DataFrame
+) -> MemoryConsortium:
+    """Make a consortium whose sites published and compared keys; its settings name `ports`."""
     create_coordinator(
         CoordinatorFolder(folder / COORDINATOR),
         name=CONSORTIUM,
         dictionary_toml=f"{DICTIONARY_TOML}\n{LIMITS_TOML}\n",
-        listen=Address(host="127.0.0.1", port=7443),
-        enrolment_listen=Address(host="127.0.0.1", port=7444),
+        listen=Address(host="127.0.0.1", port=ports[0]),
+        enrolment_listen=Address(host="127.0.0.1", port=ports[1]),
     )
     consortium = MemoryConsortium(folder)
     for name, rows in tables.items():
