@@ -157,14 +157,15 @@ def test_the_command_names_the_new_fingerprint(pair: Pair) -> None:
     north, _ = pair
     passphrase = north.settings.folder.parent / "passphrase"
     passphrase.write_text("correct horse")
-    passphrase.chmod(0o600)
+    passphrase.chmod(0o640)
     add_steward(north.settings.keys, "ada", b"correct horse")
-    done = CliRunner().invoke(
-        app,
-        [
-            *("keys", "rotate", "--steward", "ada", "--passphrase-file", str(passphrase)),
-            *("--dir", str(north.settings.folder)),
-        ],
-    )
+    command = [
+        *("keys", "rotate", "--steward", "ada", "--passphrase-file", str(passphrase)),
+        *("--dir", str(north.settings.folder)),
+    ]
+    readable = CliRunner().invoke(app, command)
+    assert "mode 0640, so others than its owner can reach it" in str(readable.exception)
+    passphrase.chmod(0o600)
+    done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.exception
     assert north.fingerprint in done.output

@@ -81,8 +81,9 @@ def folder(tmp_path: Path) -> Path:
     folder = make_site(tmp_path, "north", patients("n"))
     accept_dictionary(folder, DICTIONARY_TOML)
     add_steward(folder / "keys", "ada", b"correct horse")
-    (tmp_path / "right").write_text("correct horse\n")
-    (tmp_path / "wrong").write_text("wrong horse\n")
+    for name, text in (("right", "correct horse\n"), ("wrong", "wrong horse\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o600)
     return folder
 
 
@@ -243,6 +244,7 @@ def test_a_stored_manifest_that_was_tampered_with_is_not_signed(tmp_path: Path, 
             connection.execute(store.transfers.update().values(payload=changed))
         add_steward(south.settings.keys, "ada", b"correct horse")
         (tmp_path / "right").write_text("correct horse")
+        (tmp_path / "right").chmod(0o600)
 
         code, _, err = run(
             "requests", "approve", transfer.short_id, "--dir", south.settings.folder,
