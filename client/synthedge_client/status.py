@@ -134,7 +134,7 @@ def _sent_before(site: Site, transfer: Transfer) -> list[str]:
             for t in list_transfers(connection)
             if t.role == "donor" and t.peer == transfer.peer and t.id != transfer.id
         ]
-        counts = dict(
+        counts: dict[bytes, int] = dict(
             connection.execute(
                 sa.select(store.disclosed.c.transfer_id, sa.func.count()).group_by(
                     store.disclosed.c.transfer_id
