@@ -43,6 +43,22 @@ class _SiteGroup(TyperGroup):
         return real.make_context(info_name, args, parent=parent, **extra)
 
 
+class _ConsentGroup(TyperGroup):
+    """`synthedge consent ...`: the same as `synthedge site consent ...`."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Hand over to the site's group."""
+        site = importlib.import_module(_SITE_MODULE)
+        real = typer.main.get_command(site.cli_consent.app)
+        return real.make_context(info_name, args, parent=parent, **extra)
+
+
 class _RootGroup(TyperGroup):
     """The root, with the site commands as a door that opens on use."""
 
@@ -55,6 +71,9 @@ class _RootGroup(TyperGroup):
         if cmd_name == "site":
             text = "A hospital's site: keys, gaps, requests, transfers, audit."
             return _SiteGroup(name="site", help=text, short_help=text)
+        if cmd_name == "consent":
+            # What a privacy officer types in a hurry; `site consent` is where it is listed.
+            return _ConsentGroup(name="consent", help="What patients consent to.", hidden=True)
         return super().get_command(ctx, cmd_name)
 
 

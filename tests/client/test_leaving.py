@@ -196,3 +196,19 @@ async def test_a_site_that_lost_its_keys_begins_anew_and_is_compared_anew(
         assert (peer["fingerprint"], peer["verified"]) == (again.fingerprint, False)
         north.verify_peer("south", again.fingerprint)
     assert "telephoned" in events(north, "peer forgotten")[0]
+
+
+def test_a_patient_withdraws_without_naming_the_site(
+    pair: Pair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    south = pair[1]
+    at = ["--dir", str(south.settings.folder)]
+    assert (
+        run_app(app, ["consent", "withdraw", "--patient", "s-1130", *at], program="synthedge") == 0
+    )
+    out, _ = capsys.readouterr()
+    assert "told as soon as the agent runs: nobody: nothing was delivered" in out
+    assert (
+        run_app(app, ["consent", "withdraw", "--patient", "s-9999", *at], program="synthedge") == 4
+    )
+    assert "s-9999" not in capsys.readouterr().err
