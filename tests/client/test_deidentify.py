@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -39,6 +39,7 @@ tables = hnp.arrays(
 ).map(lambda t: np.column_stack([t[:, 0] % 2, 40 + t[:, 1], 60 + 20 * t[:, 2] + t[:, 1], t[:, 3]]))
 
 
+@settings(deadline=None, max_examples=60)
 @given(tables, st.integers(1, 6), st.booleans())
 def test_every_combination_that_leaves_is_shared_by_k_rows(
     values: np.ndarray, k: int, some_missing: bool

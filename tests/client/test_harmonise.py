@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -33,6 +33,7 @@ WITH_CHOL = DICTIONARY_TOML.replace('\n[[grids]]\nname = "bp"', CHOL, 1)
 FREE = Feature(name="x", kind="continuous", unit="1", center=0.0, scale=1.0)
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     hnp.arrays(np.float64, 9, elements=st.integers(-50, 50).map(float)),
     hnp.arrays(np.float64, 12, elements=st.integers(-50, 50).map(float)),
