@@ -131,7 +131,7 @@ def repair(site: Site, steward: Steward) -> dict[str, Any]:
         for release in missing:
             _take_in(transaction, noted["dictionary"], release)
         _thaw(transaction)
-        store.record(transaction, "ledger repaired", steward.name, releases=len(missing))
+        store.record(transaction, "ledger repaired", steward.label, releases=len(missing))
     state = budget(site)
     return {"taken_in": len(missing)} | {key: state[key] for key in ("spent", "left", "total")}
 

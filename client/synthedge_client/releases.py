@@ -141,12 +141,12 @@ def publish(site: Site, steward: Steward) -> dict[str, Any]:
             store.record(
                 connection,
                 "gap report released",
-                steward.name,
+                steward.label,
                 disclosure=disclosure.mode,
                 epsilon=disclosure.epsilon,
                 statement_digest=outbound.sha256(signed.statement).hex(),
             )
-        outbound.enqueue(connection, "gap-report", signed, steward.name)
+        outbound.enqueue(connection, "gap-report", signed, steward.label)
         spent = _spent(connection, site)
     return {
         "new": is_new,
