@@ -99,9 +99,7 @@ def test_opening_undoes_sealing(ids: Identities, plaintext: bytes) -> None:
 
 
 @pytest.mark.parametrize("n_bytes", [0, 1, 63, 64, 65, 128, 129])
-def test_a_stream_has_one_tag_per_chunk_and_no_empty_chunk(
-    ids: Identities, n_bytes: int
-) -> None:
+def test_a_stream_has_one_tag_per_chunk_and_no_empty_chunk(ids: Identities, n_bytes: int) -> None:
     stream, sealed = sealed_with(ids, b"p" * n_bytes)
     n_padded = size_class(n_bytes + LENGTH_BYTES, 1)
     n_chunks = -(-n_padded // 64)
