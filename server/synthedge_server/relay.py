@@ -61,7 +61,10 @@ class Spool:
         return size
 
     def _cut_what_a_power_loss_tore(self) -> None:
-        boot, noted = _BOOT_ID.read_bytes() if _BOOT_ID.exists() else b"", self._folder.with_suffix(".boot")
+        boot, noted = (
+            _BOOT_ID.read_bytes() if _BOOT_ID.exists() else b"",
+            self._folder.with_suffix(".boot"),
+        )
         if noted.exists() and noted.read_bytes() == boot:
             return
         for path in self._folder.iterdir():
