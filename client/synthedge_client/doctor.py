@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from synthedge_client import store
 from synthedge_client.connection_doctor import explain_connection
 from synthedge_client.dictionaries import list_known
+from synthedge_client.rotation import ends_soon
 from synthedge_client.site import Site, open_site
 from synthedge_client.site_table import examine_site_table
 from synthedge_client.table_problems import Problem
@@ -32,8 +33,15 @@ def examine(folder: Path) -> list[Problem]:
             *_waiting_dictionary(site),
             *_disclosure(site),
             *_peers(site),
+            *_keys(site),
             *_connection(site),
         ]
+
+
+def _keys(site: Site) -> list[Problem]:
+    with site.store.read() as connection:
+        found = ends_soon(connection, store.now_ms())
+    return [Problem("sealing key", found, None, False)] if found else []
 
 
 def _waiting_dictionary(site: Site) -> list[Problem]:

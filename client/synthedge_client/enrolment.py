@@ -16,12 +16,13 @@ from synthedge_client.settings import load_settings
 from synthedge_core.errors import RefusedError, UsageError
 from synthedge_protocols.certificates import load_certificate, pem, site_csr, site_of
 from synthedge_protocols.errors import IdentityError
-from synthedge_protocols.rotation import hpke_statement
+from synthedge_protocols.rotation import HPKE_DAYS, hpke_statement
 from synthedge_protocols.tokens import EnrolmentToken
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 
 _PENDING = "enrolment request"
+_DAY_MS = 86_400_000
 
 
 def enrol_site(folder: Path, token_file: Path) -> dict[str, Any]:
@@ -73,6 +74,7 @@ def _enrol(
     with database.write() as connection:
         store.set_fact(connection, "consortium", token.consortium)
         store.set_fact(connection, "address", token.address)
+        store.set_fact(connection, store.HPKE_UNTIL, str(store.now_ms() + HPKE_DAYS * _DAY_MS))
         store.set_fact(connection, "enrolment address", token.enrolment_address)
         dictionary = dictionaries.remember(connection, response.dictionary)
         store.set_fact(connection, LOG_KEY_FACT, response.log_public_key.hex())

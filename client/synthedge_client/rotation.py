@@ -23,6 +23,7 @@ from synthedge_protocols.keys import HpkeKeyPair, HpkePublicKey, StatementKey, f
 from synthedge_protocols.lifecycle import State, is_final
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.rotation import (
+    HPKE_DAYS,
     follow_rotations,
     sign_rotation,
     site_key_id,
@@ -33,6 +34,8 @@ from synthedge_protocols.v1 import statements_pb2 as pb
 LIMITS = Limits()
 KIND = "key-rotation"
 _BEFORE = "keys before the rotation"
+_DAY_MS = 86_400_000
+_WARN_DAYS = 60
 
 
 def rotate(site: Site, steward: Steward, *, sealing_only: bool) -> dict[str, Any]:
@@ -79,6 +82,7 @@ def rotate(site: Site, steward: Steward, *, sealing_only: bool) -> dict[str, Any
             now_ms=store.now_ms(),
         )
         store.set_fact(connection, _BEFORE, f"{old.key_id.hex()} {site.hpke_key.key_id.hex()}")
+        store.set_fact(connection, store.HPKE_UNTIL, str(store.now_ms() + HPKE_DAYS * _DAY_MS))
         outbound.enqueue(connection, KIND, signed, steward.label)
         _make_current(connection, new.key_id, hpke.key_id)
         store.record(
@@ -95,6 +99,18 @@ def rotate(site: Site, steward: Steward, *, sealing_only: bool) -> dict[str, Any
         "fingerprint": new.fingerprint,
         "hpke_key": hpke.key_id.hex(),
     }
+
+
+def ends_soon(connection: sa.Connection, now_ms: int) -> str:
+    """Say that the site's HPKE key ends within two months, and what to do; empty if it does not."""
+    until = store.get_fact(connection, store.HPKE_UNTIL)
+    if until is None or int(until) - now_ms > _WARN_DAYS * _DAY_MS:
+        return ""
+    days = max(0, (int(until) - now_ms) // _DAY_MS)
+    return (
+        f"the key that rows are sealed to ends in {days} days; "
+        "run 'synthedge site keys rotate --sealing-only --steward NAME'"
+    )
 
 
 def take_back(connection: sa.Connection) -> None:

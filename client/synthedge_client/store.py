@@ -21,6 +21,8 @@ from synthedge_protocols.writer import WRITES, sqlite_engine
 # Facts that name the site's current keys by their ids, hex; absent until the first rotation.
 STATEMENT_KEY = "statement key"
 HPKE_KEY = "hpke key"
+# When the current HPKE key ends, Unix time in milliseconds.
+HPKE_UNTIL = "hpke key until"
 
 SCHEMA_VERSION = 1
 metadata = sa.MetaData()

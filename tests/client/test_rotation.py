@@ -134,6 +134,16 @@ async def _entry_of(site: Site, peer: str) -> pb.SiteKeys:
     return next(keys for keys in directory.sites if keys.site == peer)
 
 
+def test_a_sealing_key_that_ends_soon_is_announced_with_what_to_do(pair: Pair) -> None:
+    north, _ = pair
+    now = store.now_ms()
+    with north.store.read() as connection:
+        assert rotation.ends_soon(connection, now) == ""
+        soon = rotation.ends_soon(connection, now + 360 * 86_400_000)
+    assert "ends in 4 days" in soon
+    assert "keys rotate --sealing-only" in soon
+
+
 def test_keys_under_a_passphrase_open_only_with_it(pair: Pair) -> None:
     north, _ = pair
     keys = north.settings.keys
