@@ -14,7 +14,7 @@ import logging
 
 import sqlalchemy as sa
 
-from synthedge_client import cancelling, rotation, store
+from synthedge_client import rotation, store
 from synthedge_client.connection import Connection
 from synthedge_client.donating import withdraw_approval
 from synthedge_client.received import delete_samples
@@ -68,8 +68,6 @@ def send_waiting(site: Site, connection: Connection) -> bool:
             )
             if refusal is None:
                 store.record(transaction, "sent", "agent", kind=row.kind)
-                if row.kind == "ending":
-                    cancelling.took_effect(transaction, signed, "agent")
                 continue
             log.error("the coordinator refused a %s: %s", row.kind, refusal)
             store.record(
@@ -107,8 +105,6 @@ def _take_back(
         return
     if kind == rotation.KIND:
         rotation.take_back(transaction)
-    if kind == "ending":
-        cancelling.was_refused(transaction, signed, reason)
     if kind not in _PAYLOADS:
         return  # a report or an ending: the ledger, or the transfer's end, stands as it is
     payload = pb.Statement.FromString(signed.statement).payload
