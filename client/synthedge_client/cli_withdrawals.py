@@ -282,6 +282,7 @@ def _show(done: "Withdrawal", json: bool, first: str) -> None:
         "recipients": list(done.recipients),
         "rows": done.rows,
         "taken_back": done.taken_back,
+        "not_told": list(done.not_told),
         "note": OTHER_DONORS,
     }
     told = ", ".join(f"'{site}'" for site in done.recipients) or "nobody: nothing was delivered"
@@ -292,6 +293,7 @@ def _show(done: "Withdrawal", json: bool, first: str) -> None:
             first,
             f"{done.rows} delivered rows; told as soon as the agent runs: {told}.",
             f"{done.taken_back} transfers are taken back before their rows leave.",
+            *(f"NOT told, {why}" for why in done.not_told),
             OTHER_DONORS,
         ),
     )

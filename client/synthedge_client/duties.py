@@ -79,4 +79,8 @@ def _what_consents_depend_on(site: Site) -> Hashable:
         last = connection.execute(
             sa.select(sa.func.max(store.withdrawn_patients.c.at_ms))
         ).scalar_one()
-    return (*files, today(), tuple(tuple(row) for row in states), last)
+        # Nothing is sealed to a peer whose key was not compared: once it is, what waits goes.
+        compared = connection.execute(
+            sa.select(sa.func.max(store.peers.c.verified_at_ms))
+        ).scalar_one()
+    return (*files, today(), tuple(tuple(row) for row in states), last, compared)

@@ -13,6 +13,7 @@ Rules
 import contextlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -219,9 +220,13 @@ def _carry_out(site: Site, connection: sa.Connection, notice_id: bytes) -> None:
     row = connection.execute(
         sa.select(store.withdrawals).where(store.withdrawals.c.notice_id == notice_id)
     ).one()
-    transfer = get_transfer(connection, row.transfer_id)
-    site = site.under(transfer.dictionary_digest)
     signed = pb.SignedStatement.FromString(row.statement)
+    try:
+        transfer = get_transfer(connection, row.transfer_id)
+    except LifecycleError:
+        _answer_stranger(site, connection, signed, row)
+        return
+    site = site.under(transfer.dictionary_digest)
     verified = verify_from_peer(site, connection, signed, pb.WithdrawalNotice, row.peer)
     if transfer.role != "recipient" or transfer.peer != row.peer:
         raise VerificationError(
@@ -272,6 +277,33 @@ def _carry_out(site: Site, connection: sa.Connection, notice_id: bytes) -> None:
     if transfer.state is State.ACTIVE and not tokens_of(connection, transfer):
         reason = "all rows were withdrawn"
         _end_as_purged(site, connection, transfer, pb.PurgeReport(), "agent", reason)
+
+
+def _answer_stranger(
+    site: Site, connection: sa.Connection, signed: pb.SignedStatement, row: "sa.Row[Any]"
+) -> None:
+    """Sign that nothing is here of a transfer this site never had: it enrolled anew since, without its old rows.
+
+    A database restored from a backup cannot come here: records are compared before the inbox is read.
+    """
+    statement = read_unverified(signed, limits=LIMITS)
+    site = site.under(statement.dictionary_digest)
+    verified = verify_from_peer(site, connection, signed, pb.WithdrawalNotice, row.peer)
+    receipt = pb.WithdrawalReceipt(notice_id=row.notice_id, transfer_id=row.transfer_id)
+    after = advance_notice(NoticeState(row.state), NoticeEvent.PURGE, Party.RECIPIENT)
+    connection.execute(
+        store.withdrawals.update()
+        .where(store.withdrawals.c.notice_id == row.notice_id)
+        .values(state=after.value, rows=0, settled_at_ms=store.now_ms())
+    )
+    outbound.enqueue(connection, "withdrawal-receipt", site.sign(receipt), "agent")
+    store.record(
+        connection,
+        "withdrawal of an unknown transfer",
+        f"{row.peer}: {verified.signer.name}",
+        notice_id=row.notice_id.hex(),
+        transfer_id=row.transfer_id.hex(),
+    )
 
 
 def _open(site: Site, transfer: Transfer, notice: pb.WithdrawalNotice) -> pb.WithdrawalBody:

@@ -79,12 +79,15 @@ class Withdrawal:
         Delivered rows they name.
     taken_back : int
         Transfers whose rows had not left: a new selection is needed.
+    not_told : tuple of str
+        Sites nothing can be sealed to now, each with why; they are tried again when that changes.
     """
 
     notices: tuple[str, ...] = ()
     recipients: tuple[str, ...] = ()
     rows: int = 0
     taken_back: int = 0
+    not_told: tuple[str, ...] = ()
 
     def __add__(self, other: "Withdrawal") -> "Withdrawal":
         return replace(
@@ -93,6 +96,7 @@ class Withdrawal:
             recipients=tuple(dict.fromkeys(self.recipients + other.recipients)),
             rows=self.rows + other.rows,
             taken_back=self.taken_back + other.taken_back,
+            not_told=self.not_told + other.not_told,
         )
 
 
@@ -117,8 +121,6 @@ def withdraw_patient(
     ------
     UsageError
         If neither table nor ledger knows the patient, or the purpose is no DUO code.
-    RefusedError
-        If a recipient's key is not compared, so that nothing can be sealed to it.
     """
     if purpose and not is_duo_code(purpose):
         raise UsageError("a purpose is a Data Use Ontology code such as DUO:0000007")
@@ -149,8 +151,6 @@ def withdraw_lost_consents(site: Site) -> Withdrawal:
     ------
     TableError
         If table or register cannot be read.
-    RefusedError
-        If a recipient's key is not compared.
     """
     with site.store.read() as connection:
         if not _donated(connection):
@@ -398,7 +398,19 @@ def _withdraw_from(
     if transfer.state not in _HAVE_LEFT:
         return Withdrawal()
     rows = [pb.WithdrawnRow(token=token, action="purge") for token in tokens]
-    return _notify(site, connection, transfer, rows, reason, Site.sign, who)
+    try:
+        return _notify(site, connection, transfer, rows, reason, Site.sign, who)
+    except (UsageError, RefusedError) as error:
+        # One recipient whose key is in doubt must not keep the others from hearing of it.
+        store.record(
+            connection,
+            "withdrawal stuck",
+            who,
+            transfer_id=transfer.id.hex(),
+            peer=transfer.peer,
+            reason=str(error),
+        )
+        return Withdrawal(not_told=(f"{transfer.peer}: {error}",))
 
 
 def _tokens_of(

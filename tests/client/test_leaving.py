@@ -24,6 +24,7 @@ from synthedge_client.received import load_with_tokens
 from synthedge_client.recovery import forget_peer
 from synthedge_client.site import Site, create_site, open_site
 from synthedge_client.status import summarise
+from synthedge_client.withdrawal_status import describe_withdrawals
 from synthedge_client.withdrawals import withdraw_patient
 from synthedge_core.errors import RefusedError
 from synthedge_server.operations import set_site_state
@@ -196,6 +197,34 @@ async def test_a_site_that_lost_its_keys_begins_anew_and_is_compared_anew(
         assert (peer["fingerprint"], peer["verified"]) == (again.fingerprint, False)
         north.verify_peer("south", again.fingerprint)
     assert "telephoned" in events(north, "peer forgotten")[0]
+
+
+async def test_a_withdrawal_finds_a_recipient_that_began_anew_without_its_rows(
+    pair: Pair, consortium: Consortium, tmp_path: Path
+) -> None:
+    north, south = pair
+    await delivered(north, south)
+    patient = patient_of(south, load_with_tokens(north)[1][0])
+    set_site_state(consortium.folder, "north", "reset", "its disk was lost")
+    await exchange(south)
+    forget_peer(south, "north", steward(), "telephoned: new machine")
+    # Nothing can be sealed to a peer whose key nobody compared; that is said, and tried again.
+    done = withdraw_patient(south, patient)
+    assert (done.notices, len(done.not_told)) == ((), 1)
+
+    folder = tmp_path / "north-again"
+    create_site(folder, id="north", data=north.settings.data, patient_id="mrn", consent="consent")
+    token = write_token(folder, token_for(consortium, "north"))
+    await asyncio.to_thread(enrol_site, folder, token)
+    with open_site(folder) as again:
+        await exchange(again, south)
+        south.verify_peer("north", again.fingerprint)
+        again.verify_peer("south", south.fingerprint)
+        assert withdraw_patient(south, patient).recipients == ("north",)
+        await exchange(south, again, south)
+        assert [entry["state"] for entry in describe_withdrawals(again)] == ["PURGED"]
+    (entry,) = describe_withdrawals(south)
+    assert (entry["state"], entry["report"]["unreadable"]) == ("PURGED", True)
 
 
 def test_a_patient_withdraws_without_naming_the_site(
