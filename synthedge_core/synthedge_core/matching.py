@@ -22,7 +22,13 @@ from synthedge_core.match_strategies import (
     seed_in_words,
     share_in_words,
 )
-from synthedge_core.similarity import Float32Array, Points, best_of_both, nearest_in_less_need
+from synthedge_core.similarity import (
+    Float32Array,
+    Nearest,
+    Points,
+    best_of_both,
+    nearest_in_less_need,
+)
 
 StrategyName = Literal["share", "seed"]
 STRATEGIES: Final[tuple[StrategyName, ...]] = get_args(StrategyName)
@@ -161,12 +167,12 @@ class Matcher:
         news = [self._member(site, reports[site]) for site in reports if site not in stay]
         everybody = sorted([*stay.values(), *news], key=lambda member: member.site)
         index = _Index(everybody, self._strategy, self._masks)
-        old = [self._without_the_gone(member, index) for member in stay.values()]
         # A list that was cut off at its end and lost an entry may have to take in what was cut off.
-        whole = [member for member, was_cut in zip(stay.values(), old, strict=True) if was_cut]
-        self._search([*news, *whole], index)
-        searched = {member.site for member in whole}
-        self._merge([m for m in stay.values() if m.site not in searched], news, index)
+        lost = _concatenated(
+            [_forget_the_gone(member, index) for member in stay.values()], np.bool_
+        )
+        self._renew(list(stay.values()), news, lost, index)
+        self._renew(news, [], np.ones(sum(len(m.place) for m in news), dtype=np.bool_), index)
         self._members = {member.site: member for member in everybody}
         self._profiles = {}
         for grid in self._grids:
@@ -310,50 +316,38 @@ class Matcher:
             similarity=np.full(nobody.shape, -np.inf, dtype=np.float32),
         )
 
-    def _without_the_gone(self, member: _Member, index: "_Index") -> bool:
-        """Drop donors that are gone; True if that may have let in others that were cut off."""
-        gone = (member.owner >= 0) & ~np.isin(member.owner, index.codes)
-        if not gone.any():
-            return False
-        was_full = bool((gone.any(axis=1) & (member.owner[:, -1] >= 0)).any())
-        member.owner = np.where(gone, -1, member.owner)
-        return was_full
-
-    def _search(self, members: list[_Member], index: "_Index") -> None:
-        """Search the donors of whole sites anew."""
-        points, rows = index.points_of(members)
-        best = nearest_in_less_need(
-            points,
-            index.points,
-            least=self._strategy.least[index.place[rows]],
-            n_best=self._n_kept,
-            may_match=self._filter(index, rows, np.arange(len(index.place))),
-        )
-        index.write(members, best.position, best.similarity)
-
-    def _merge(self, members: list[_Member], news: list[_Member], index: "_Index") -> None:
-        """Let new points into the lists of sites that stay."""
-        if not members or not news:
+    def _renew(
+        self, members: list[_Member], news: list[_Member], anew: BoolArray, index: "_Index"
+    ) -> None:
+        """Let new sites' points into the lists of whole sites; search those of the points `anew` afresh."""
+        if not members:
             return
-        points, rows = index.points_of(members)
-        # In the order of the index, which is the order of rising need.
-        columns = np.sort(index.rows_of(news))
-        best = nearest_in_less_need(
-            points,
+        rows = index.rows_of(members)
+        position = index.positions(
+            np.concatenate([m.owner for m in members]),
+            np.concatenate([m.donor_place for m in members]),
+        )
+        similarity = np.concatenate([m.similarity for m in members])
+        if news:
+            # In the order of the index, which is the order of rising need.
+            columns = np.sort(index.rows_of(news))
+            best = self._nearest(rows, columns, index)
+            found = np.where(best.position >= 0, columns[best.position], -1)
+            best = best_of_both(position, similarity, found, best.similarity)
+            position, similarity = best.position, best.similarity
+        if anew.any():
+            best = self._nearest(rows[anew], np.arange(len(index.place)), index)
+            position[anew], similarity[anew] = best.position, best.similarity
+        index.write(members, position, similarity)
+
+    def _nearest(self, rows: IntArray, columns: IntArray, index: "_Index") -> Nearest:
+        return nearest_in_less_need(
+            index.points.take(rows),
             index.points.take(columns),
             least=self._strategy.least[index.place[rows]],
             n_best=self._n_kept,
             may_match=self._filter(index, rows, columns),
         )
-        found = np.where(best.position >= 0, columns[best.position], -1)
-        kept = index.positions(
-            np.concatenate([m.owner for m in members]),
-            np.concatenate([m.donor_place for m in members]),
-        )
-        merged = best_of_both(
-            kept, np.concatenate([m.similarity for m in members]), found, best.similarity
-        )
-        index.write(members, merged.position, merged.similarity)
 
     def _filter(
         self, index: "_Index", rows: IntArray, columns: IntArray
@@ -405,11 +399,6 @@ class _Index:
             [self.positions(np.full(len(m.place), m.code), m.place) for m in members], np.int64
         )
 
-    def points_of(self, members: Iterable[_Member]) -> tuple[Points, IntArray]:
-        """Whole sites' points as queries, and their positions."""
-        rows = self.rows_of(members)
-        return self.points.take(rows), rows
-
     def write(
         self, members: Iterable[_Member], position: IntArray, similarity: Float32Array
     ) -> None:
@@ -457,6 +446,14 @@ class _PairsThatMayMatch:
         if self._shared is not None:
             may &= self._shared[self._row_site[row], self._column_site[column]]
         return may
+
+
+def _forget_the_gone(member: _Member, index: _Index) -> BoolArray:
+    """Drop donors that are gone; mark the points whose list was full and lost one, shape (n_points,)."""
+    gone = (member.owner >= 0) & ~np.isin(member.owner, index.codes)
+    lost: BoolArray = gone.any(axis=1) & (member.owner[:, -1] >= 0)
+    member.owner = np.where(gone, -1, member.owner)
+    return lost
 
 
 def _concatenated(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
