@@ -9,10 +9,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from synthedge_client.protection import ProtectedCounts, protect_dp
+from synthedge_client.protection import Figures, ProtectedCounts, protect_dp
 from synthedge_client.settings import DisclosureSettings
 from synthedge_client.site_table import SiteTable
-from synthedge_client.thresholds import Figures, protect_threshold
 from synthedge_core.dictionary import Dictionary, Policy
 from synthedge_core.errors import DisclosureRefusedError
 from synthedge_core.grids import NamedGrid
@@ -229,6 +228,9 @@ def protect(
     """
     if disclosure.mode == "dp":
         return protect_dp(counts.positives, counts.negatives, disclosure.epsilon), {}
+    # The optimiser behind it takes a third of a second to load: only a site that publishes by thresholds waits.
+    from synthedge_client.thresholds import protect_threshold
+
     return protect_threshold(
         counts.grids, counts.voxels, counts.positive, disclosure.min_count, earlier
     )

@@ -22,6 +22,22 @@ from synthedge_core.errors import DisclosureRefusedError
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the figures of one grid rest on: true counts of the release that set them. They never leave.
+
+    Attributes
+    ----------
+    positives, negatives : ndarray of shape (n_voxels,)
+    suppressed : ndarray of bool, shape (n_voxels,)
+    """
+
+    positives: IntArray
+    negatives: IntArray
+    suppressed: BoolArray
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,9 @@ from synthedge_client.counting import (
 )
 from synthedge_client.dictionaries import require_accepted
 from synthedge_client.keystore import Steward
-from synthedge_client.protection import guarantees
+from synthedge_client.protection import Figures, guarantees
 from synthedge_client.site import Site
 from synthedge_client.site_table import load_site_table
-from synthedge_client.thresholds import Figures
 from synthedge_core.errors import DisclosureRefusedError
 from synthedge_protocols.v1 import statements_pb2 as pb
 

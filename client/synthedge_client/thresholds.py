@@ -17,14 +17,13 @@ Rules
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from synthedge_client.attacker import MISSING, NEGATIVE, POSITIVE, Group, Known, Layout, Reader
-from synthedge_client.protection import ProtectedCounts
+from synthedge_client.protection import Figures, ProtectedCounts
 from synthedge_core.errors import DisclosureRefusedError
 
 IntArray = NDArray[np.int64]
@@ -43,21 +42,6 @@ class Grid(Layout, Protocol):
 
     def label(self, flat: int) -> str:
         """A voxel in words."""
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What the figures of one grid rest on: true counts of the release that set them. They never leave.
-
-    Attributes
-    ----------
-    positives, negatives : ndarray of shape (n_voxels,)
-    suppressed : ndarray of bool, shape (n_voxels,)
-    """
-
-    positives: IntArray
-    negatives: IntArray
-    suppressed: BoolArray
 
 
 def protect_threshold(

@@ -14,9 +14,9 @@ from plain_grids import PlainGrid, nested, patients_of, tables, voxels_of
 from server_fixtures import DICTIONARY_TOML
 from sites import patients, queued, sites, steward
 from synthedge_client.attacker import POSITIVE, Group, Known, Reader
-from synthedge_client.protection import ProtectedCounts, dp_scale, protect_dp
+from synthedge_client.protection import Figures, ProtectedCounts, dp_scale, protect_dp
 from synthedge_client.releases import preview, publish
-from synthedge_client.thresholds import Figures, protect_threshold
+from synthedge_client.thresholds import protect_threshold
 from synthedge_core.dictionary import parse_dictionary
 from synthedge_core.errors import DictionaryError
 from synthedge_core.gap_score import voxel_statistics

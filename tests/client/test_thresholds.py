@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from plain_grids import PlainGrid, nested, patients_of, tables, voxels_of
 from synthedge_client.attacker import NEGATIVE, POSITIVE, Group, Known, Reader
-from synthedge_client.protection import ProtectedCounts
-from synthedge_client.thresholds import Figures, protect_threshold
+from synthedge_client.protection import Figures, ProtectedCounts
+from synthedge_client.thresholds import protect_threshold
 from synthedge_core.errors import DisclosureRefusedError
 
 ONE = [PlainGrid("bp", ("bp",), (4,))]
