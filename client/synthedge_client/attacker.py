@@ -9,12 +9,13 @@ solved by HiGHS (Huangfu and Hall 2018) through SciPy.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -114,6 +115,10 @@ class Reader:
 
     def is_possible(self, group: Group, count: int) -> bool:
         """Whether a group may hold so many patients."""
+        # Half a second to load, which every command would pay that reads the ledger.
+        from scipy import sparse
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
         cost = self._indicator(group)
         limits = self._limits()
         rows = sparse.vstack([self._sums, self._totals, sparse.csr_matrix(cost)])
@@ -136,6 +141,9 @@ class Reader:
             Those with a dual value at the optimum of the linear relaxation; may be empty when only
             whole numbers forbid it.
         """
+        from scipy import sparse
+        from scipy.optimize import linprog
+
         cost = self._indicator(group) * (-1.0 if upwards else 1.0)
         low, high = self._limits()
         has_low, has_high = low > 0, np.isfinite(high)
@@ -155,6 +163,8 @@ class Reader:
         return sorted({places[int(row)] for row in rows})
 
     def _solve(self, cost: FloatArray) -> float:
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
         low, high = self._limits()
         found = milp(
             cost,
@@ -179,6 +189,8 @@ class Reader:
         return once * 3
 
     def _voxel_sums(self) -> "sparse.csr_matrix":
+        from scipy import sparse
+
         rows = []
         for g, layout in enumerate(self._layouts):
             i_part = next(i for i, part in enumerate(self.parts) if g in part)
@@ -192,6 +204,8 @@ class Reader:
 
     def _total_rows(self) -> "sparse.csr_matrix":
         """All parts hold the same positives and the same negatives; together they are all patients."""
+        from scipy import sparse
+
         rows = []
         for label in (POSITIVE, NEGATIVE):
             for i_part in range(1, len(self.parts)):
