@@ -446,9 +446,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     many = np.full((2, 4), 8)
     many[1, 3] = N_DONOR_ROWS
-    new_consortium(
-        folder, **{RECIPIENT: patients("n", with_hole()), DONOR: patients("s", many)}
-    ).close()
+    new_consortium(folder, north=patients("n", with_hole()), south=patients("s", many)).close()
     return folder
 
 
