@@ -101,8 +101,7 @@ def preview(site: Site) -> Preview:
         If the site's table cannot be used.
     """
     counts, disclosure = _present(site)
-    with site.store.write() as connection:
-        release = _drawn(connection, site, counts, disclosure)
+    release = _draw(site, counts, disclosure)
     return Preview(
         release=release,
         disclosure=disclosure,
@@ -126,9 +125,16 @@ def publish(site: Site, steward: Steward) -> dict[str, Any]:
     with site.store.read() as connection:
         require_accepted(connection)
     counts, disclosure = _present(site)
+    with site.store.read() as connection:
+        _require_sound(connection)
+    _draw(site, counts, disclosure)
     with site.store.write() as connection:
         _require_sound(connection)
-        release = _drawn(connection, site, counts, disclosure)
+        release = _stored(connection, site, counts, disclosure)
+        if release is None:
+            raise DisclosureRefusedError(
+                "another command published while this one drew a report; look at 'gaps preview' and publish again"
+            )
         signed, is_new = release.statement, release.statement is None
         if is_new:
             _check_budget(connection, site, disclosure)
@@ -289,31 +295,42 @@ def _published(connection: sa.Connection, site: Site) -> list[sa.Row[Any]]:
     )
 
 
-def _drawn(
+def _stored(
     connection: sa.Connection, site: Site, counts: PatientCounts, disclosure: Disclosure
-) -> Release:
-    """The release of the present data: stored, or drawn and stored now."""
+) -> Release | None:
+    """The release of the present data; None if it is to be drawn, or drawn anew."""
     published = _published(connection, site)
-    latest = max(published, key=lambda row: row.published_at_ms, default=None)
-    before = _before(published, disclosure)
-    before_id = "" if before is None else before.release_id.hex()
     row = connection.execute(_query(site, counts, disclosure)).one_or_none()
-    if row is not None:
-        working = _open_working(site, row)
-        if row.statement is not None or working["before"] == before_id:
-            return Release(
-                release_id=row.release_id,
-                report=row.report,
-                reasons=working["reasons"],
-                statement=None
-                if row.statement is None
-                else pb.SignedStatement.FromString(row.statement),
-                is_latest=latest is not None and latest.release_id == row.release_id,
-            )
-        # Never published, and held against a release that another has followed since.
-        connection.execute(
-            store.releases.delete().where(store.releases.c.release_id == row.release_id)
-        )
+    if row is None:
+        return None
+    working = _open_working(site, row)
+    if row.statement is None and working["before"] != _id_of(_before(published, disclosure)):
+        return None  # never published, and held against a release that another has followed since
+    latest = max(published, key=lambda r: r.published_at_ms, default=None)
+    return Release(
+        release_id=row.release_id,
+        report=row.report,
+        reasons=working["reasons"],
+        statement=None if row.statement is None else pb.SignedStatement.FromString(row.statement),
+        is_latest=latest is not None and latest.release_id == row.release_id,
+    )
+
+
+def _id_of(row: sa.Row[Any] | None) -> str:
+    return "" if row is None else row.release_id.hex()
+
+
+def _draw(site: Site, counts: PatientCounts, disclosure: Disclosure) -> Release:
+    """The release of the present data, drawn and stored if it was not.
+
+    Drawing takes a second or more, in which the agent must be able to write: it is done between two
+    transactions, and what another command stored meanwhile stands.
+    """
+    with site.store.read() as connection:
+        release = _stored(connection, site, counts, disclosure)
+        if release is not None:
+            return release
+        before = _before(_published(connection, site), disclosure)
     earlier = None if before is None else _figures(_open_working(site, before))
     protected, figures = protect(counts, disclosure, earlier)
     release_id = secrets.token_bytes(16)
@@ -328,26 +345,34 @@ def _drawn(
         is_latest=False,
     )
     working = {
-        "before": before_id,
+        "before": _id_of(before),
         "reasons": release.reasons,
         "figures": {
             name: [f.positives.tolist(), f.negatives.tolist(), f.suppressed.tolist()]
             for name, f in figures.items()
         },
     }
-    connection.execute(
-        store.releases.insert().values(
-            release_id=release_id,
-            dictionary_digest=site.dictionary.digest,
-            snapshot=counts.snapshot,
-            disclosure=disclosure.mode,
-            epsilon=disclosure.epsilon,
-            min_count=disclosure.min_count,
-            report=release.report,
-            working=site.keys.encrypt(json.dumps(working).encode(), b"release" + release_id),
-            created_at_ms=store.now_ms(),
+    with site.store.write() as connection:
+        stored = _stored(connection, site, counts, disclosure)
+        if stored is not None:
+            return stored
+        overtaken = _query(site, counts, disclosure).with_only_columns(store.releases.c.release_id)
+        connection.execute(
+            store.releases.delete().where(store.releases.c.release_id.in_(overtaken))
         )
-    )
+        connection.execute(
+            store.releases.insert().values(
+                release_id=release_id,
+                dictionary_digest=site.dictionary.digest,
+                snapshot=counts.snapshot,
+                disclosure=disclosure.mode,
+                epsilon=disclosure.epsilon,
+                min_count=disclosure.min_count,
+                report=release.report,
+                working=site.keys.encrypt(json.dumps(working).encode(), b"release" + release_id),
+                created_at_ms=store.now_ms(),
+            )
+        )
     return release
 
 
