@@ -96,11 +96,7 @@ class Renewal:
 
 def _row(connection: Connection, site: str) -> Row[Any]:
     table = store.sites
-    return connection.execute(
-        select(table.c.state, table.c.tls_key_digest, table.c.certified_at_ms).where(
-            table.c.site == site
-        )
-    ).one()
+    return connection.execute(select(table).where(table.c.site == site)).one()
 
 
 def _check(row: Row[Any], digest: bytes, now_ms: int) -> None:
