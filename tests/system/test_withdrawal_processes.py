@@ -36,6 +36,9 @@ class Withdrawing:
     def _delivered(self) -> tuple[str, str, bytes, str]:
         for path in sorted(self.folder.glob("*/site.db")):
             with open_site(path.parent) as site, site.store.read() as connection:
+                given = sa.select(store.disclosed.c.patient_tag).group_by(
+                    store.disclosed.c.patient_tag
+                )
                 row = connection.execute(
                     sa.select(store.disclosed)
                     .join(
@@ -43,6 +46,8 @@ class Withdrawing:
                         store.transfers.c.transfer_id == store.disclosed.c.transfer_id,
                     )
                     .where(store.transfers.c.state == State.ACTIVE.value)
+                    # One whom one recipient has: one notice.
+                    .where(store.disclosed.c.patient_tag.in_(given.having(sa.func.count() == 1)))
                     .order_by(store.disclosed.c.token)
                     .limit(1)
                 ).first()
