@@ -316,31 +316,31 @@ class _People:
                     )
 
     def transfer(self) -> None:
-        """Let every site with a confirmed gap ask for rows; the carved one may ask on suspicion."""
+        """Let every site ask for rows of its first gap."""
         with self.story.chapter("Stewards ask, prepare and approve; sealed rows travel"):
             gaps = self._gaps_to_ask_for()
             with ThreadPoolExecutor(max_workers=max(1, len(gaps))) as pool:
                 list(pool.map(self._ask, gaps))
 
     def _gaps_to_ask_for(self) -> list[dict[str, Any]]:
-        """The first confirmed gap of each site; a steward at the first site settles for a suspected one."""
+        """The first gap of each site that 'gaps list' says to ask for; else its steward settles for a suspicion."""
         chosen = []
         for hospital in self.cohort.hospitals:
-            own = [gap for gap in self.gaps if gap["site"] == hospital.site and gap["proposals"]]
-            confirmed = [gap for gap in own if gap["status"] == "confirmed"]
-            if confirmed:
-                chosen.append(confirmed[0])
-        if not chosen:
-            self.story.print(
-                "No gap is confirmed; the stewards decide to ask on the strongest suspicion."
-            )
-            suspected = [gap for gap in self.gaps if gap["proposals"]]
-            chosen = sorted(suspected, key=lambda gap: -float(gap["z"]))[:1]
+            own = [
+                gap
+                for gap in self.gaps
+                if gap["site"] == hospital.site and gap["proposals"] and gap["kind"] == "positives"
+            ]
+            evident = [gap for gap in own if gap["rows"]]
+            if not evident and own:
+                self.story.print(
+                    f"  {hospital.site}: no gap is evident; its steward asks on the strongest suspicion."
+                )
+            chosen += evident[:1] or own[:1]
         return chosen
 
     def _ask(self, gap: dict[str, Any]) -> None:
-        # Measured (docs/decisions.md): 20 rows recover most of what pooling would; fewer recover less.
-        wanted = self.cohort.dictionary.policy.rows_per_transfer
+        wanted = gap["rows"] or self.cohort.dictionary.policy.rows_per_transfer
         for _ in gap["proposals"]:
             if wanted <= 0:
                 return
