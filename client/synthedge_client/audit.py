@@ -341,11 +341,8 @@ def _refusals(connection: sa.Connection, period: Period) -> list[dict[str, Any]]
         .order_by(store.events.c.id)
     ).all()
     return [
-        {
-            "at": when(row.at_ms),
-            "what": row.what,
-            "reason": json.loads(row.details).get("reason", ""),
-        }
+        {"at": when(row.at_ms), "what": row.what}
+        | {name: json.loads(row.details).get(name, "") for name in ("kind", "reason")}
         for row in rows
         if period.holds(row.at_ms)
     ]

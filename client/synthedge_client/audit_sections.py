@@ -179,7 +179,7 @@ def sections(report: AuditReport) -> list[Section]:
         _section(
             "refused_messages",
             "Refused, or stuck",
-            (("at", "when"), ("what", "what"), ("reason", "reason")),
+            (("at", "when"), ("what", "what"), ("kind", "kind"), ("reason", "reason")),
             report.refused_messages,
             "none",
         ),

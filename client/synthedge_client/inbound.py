@@ -8,7 +8,7 @@ Rules
 """
 
 import json
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import sqlalchemy as sa
 from google.protobuf.message import Message
@@ -215,10 +215,10 @@ def _apply_statement(site: Site, connection: sa.Connection, signed: pb.SignedSta
         _receive_request(site, connection, signed, body, statement.signer_site, verified.by_whom)
         return
     if isinstance(body, pb.WitnessedHead):
-        keep_peer_head(site, connection, verified)
+        keep_peer_head(site, connection, cast("Verified[pb.WitnessedHead]", verified))
         return
     if isinstance(body, pb.WithdrawalReceipt):
-        take_receipt(site, connection, verified)
+        take_receipt(site, connection, cast("Verified[pb.WithdrawalReceipt]", verified))
         return
     if isinstance(body, pb.SiteLeaving):
         peer_stands(connection, verified.site, body.action, body.reason, verified.by_whom)

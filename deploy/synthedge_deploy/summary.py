@@ -132,8 +132,9 @@ def repeat(make: Callable[[int], Cohort], seeds: Iterable[int]) -> dict[str, Any
     comparisons = [run.comparison for run in runs.values()]
     hits = sum(
         run.grid is not None
-        and set(cohorts[seed].subgroup.limits)
-        & set(cohorts[seed].dictionary.grid(run.grid).features)
+        and not set(cohorts[seed].subgroup.limits).isdisjoint(
+            cohorts[seed].dictionary.grid(run.grid).features
+        )
         for seed, run in runs.items()
     )
     return {

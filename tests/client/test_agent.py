@@ -41,6 +41,7 @@ from synthedge_client.status import describe_transfers, summarise
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.errors import IdentityError, UnavailableError
 from synthedge_protocols.lifecycle import State
+from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server.operations import set_site_state
 
 Pair = list[Site]
@@ -126,7 +127,7 @@ async def test_nothing_received_is_readable_in_the_database(pair: Pair, tmp_path
     assert set(filled.loc[filled["_origin"] != "received", "_donor"].dropna()) == set()
     text = (tmp_path / "filled.csv").read_text().splitlines()
     assert text[1:121] == [
-        f"{line},observed," for line in north.settings.data.read_text().splitlines()[1:]
+        f"{line},observed,," for line in north.settings.data.read_text().splitlines()[1:]
     ]
 
 
@@ -311,8 +312,8 @@ async def test_a_shipment_signed_by_another_key_is_refused_and_the_donor_hears_o
     await exchange(south)
     release = Connection.release_key
 
-    def tampered(self: Connection, transfer_id: bytes) -> Any:
-        signed = release(self, transfer_id)
+    def tampered(self: Connection, request: pb.SignedStatement) -> Any:
+        signed = release(self, request)
         signed.signature = bytes(64)
         return signed
 

@@ -28,11 +28,11 @@ def test_an_export_verifies_without_the_site_and_names_its_key(tmp_path: Path) -
 def test_the_command_tells_valid_from_changed_by_its_exit_code(tmp_path: Path) -> None:
     with sites(tmp_path, DICTIONARY_TOML, north=patients("n")) as (north,):
         export_log(north, tmp_path / "log.jsonl", None, None)
-    command = [Path(sys.executable).with_name("synthedge"), "audit", "verify"]
+    command = [str(Path(sys.executable).with_name("synthedge")), "audit", "verify"]
 
     def run(file: Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*command, file], capture_output=True, text=True, check=False, cwd="/"
+            [*command, str(file)], capture_output=True, text=True, check=False, cwd="/"
         )
 
     assert run(tmp_path / "log.jsonl").stdout.startswith("Valid: ")

@@ -12,13 +12,15 @@ import sqlalchemy as sa
 
 from enrolled import coordinating, exchange
 from server_fixtures import Consortium
-from sites import arrives, events
+from sites import events
 from synthedge_client import log_heads, store
 from synthedge_client.log_heads import alarms, clear_alarms
 from synthedge_client.site import Site
 from synthedge_protocols.checkpoints import SignedCheckpoint
+from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server.folder import CoordinatorFolder
+from synthedge_server.operations import change
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +81,8 @@ async def test_a_coordinator_that_shows_two_histories_is_caught_by_the_first_hea
         with south.store.write() as connection:
             store.set_fact(connection, "address", f"127.0.0.1:{other_face.sites_port}")
         await exchange(south, south)
-    assert arrives(north, statement=last_witnessed(south)) is None
+    message = wire.InboxMessage(statement=last_witnessed(south))
+    await asyncio.to_thread(change, folder, lambda t: t.post("north", message))
     await exchange(north)
     assert "site 'south' was shown another history" in alarms_of(north)[0]
     # Both heads are kept, signed by the coordinator: nobody has to believe north.

@@ -1,6 +1,7 @@
 """The proof that the coordinator is blind, and that it would notice if it were not."""
 
-import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -19,7 +20,19 @@ def test_no_trace_of_a_canary_is_in_the_coordinators_files_log_messages_or_memor
 
 def test_a_canary_in_the_memory_of_a_process_is_found() -> None:
     canaries = Canaries.new()
-    assert found_in(memory_of(os.getpid()), canaries)
+    hold = (
+        "import sys; held = sys.stdin.readline(); print('held', flush=True); sys.stdin.readline()"
+    )
+    command = [sys.executable, "-c", hold]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert not found_in(memory_of(process.pid), canaries)
+        process.stdin.write(canaries.ids[0].encode() + b"\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        assert found_in(memory_of(process.pid), canaries)
+        process.stdin.write(b"\n")
 
 
 @pytest.mark.parametrize("form", ["id", "text", "float64", "float32 row"])
