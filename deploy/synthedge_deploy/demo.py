@@ -316,27 +316,26 @@ class _People:
                     )
 
     def transfer(self) -> None:
-        """Let every site ask for rows of its first gap."""
+        """Let every site with an evident gap ask for rows."""
         with self.story.chapter("Stewards ask, prepare and approve; sealed rows travel"):
             gaps = self._gaps_to_ask_for()
             with ThreadPoolExecutor(max_workers=max(1, len(gaps))) as pool:
                 list(pool.map(self._ask, gaps))
 
     def _gaps_to_ask_for(self) -> list[dict[str, Any]]:
-        """The first gap of each site that 'gaps list' says to ask for; else its steward settles for a suspicion."""
+        """The first gap of each site that 'gaps list' says to ask for; if there is none, the strongest suspicion."""
         chosen = []
+        usable = [gap for gap in self.gaps if gap["proposals"] and gap["kind"] == "positives"]
         for hospital in self.cohort.hospitals:
-            own = [
-                gap
-                for gap in self.gaps
-                if gap["site"] == hospital.site and gap["proposals"] and gap["kind"] == "positives"
-            ]
-            evident = [gap for gap in own if gap["rows"]]
-            if not evident and own:
+            evident = [gap for gap in usable if gap["site"] == hospital.site and gap["rows"]]
+            chosen += evident[:1]
+            if not evident:
                 self.story.print(
-                    f"  {hospital.site}: no gap is evident; its steward asks on the strongest suspicion."
+                    f"  {hospital.site}: no gap is evident; its steward asks for nothing."
                 )
-            chosen += evident[:1] or own[:1]
+        if not chosen:
+            chosen = sorted(usable, key=lambda gap: -float(gap["z"]))[:1]
+            self.story.print("  The steward of the strongest suspicion decides to ask after all.")
         return chosen
 
     def _ask(self, gap: dict[str, Any]) -> None:
