@@ -3,6 +3,8 @@
 import pytest
 
 
+# Before xdist's own, which reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Name each test's group; `--dist loadgroup` keeps a group together."""
     for item in items:
