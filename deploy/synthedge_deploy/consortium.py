@@ -56,6 +56,7 @@ class Consortium:
         self.folder = folder
         self._show = show
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: set[subprocess.Popen[bytes]] = set()
         self._peaks_mb: dict[str, float] = {}
         self._largest_mb = 0.0
         (folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -116,6 +117,7 @@ class Consortium:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         ) as process:
+            self._commands.add(process)
             end = time.monotonic() + COMMAND_TIMEOUT_S
             while True:
                 try:
@@ -130,6 +132,7 @@ class Consortium:
                             f"'{self._typed(command)}' did not end within {COMMAND_TIMEOUT_S:.0f} s"
                         ) from None
                 else:
+                    self._commands.discard(process)
                     return process.returncode, output, errors
 
     def _typed(self, command: tuple[str, ...]) -> str:
@@ -176,6 +179,10 @@ class Consortium:
 
     def stop(self) -> None:
         """End every process; safe to call twice."""
+        # Commands that other threads wait for: an interrupted one would outlive its consortium for a moment.
+        for command in list(self._commands):
+            command.kill()
+            command.wait()
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)

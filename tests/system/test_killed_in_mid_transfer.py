@@ -158,16 +158,11 @@ def test_three_processes_killed_in_one_transfer_lose_and_double_nothing(crashes:
 @pytest.mark.parametrize(
     ("victim", "death"),
     [
-        (DONOR, "Submit:before"),
         (DONOR, "Submit:after"),
         (DONOR, "Upload:before"),
-        (RECIPIENT, "Download:before"),
         (RECIPIENT, "Download:after"),
-        (RECIPIENT, "ReleaseKey:before"),
         (RECIPIENT, "ReleaseKey:after"),
-        (RECIPIENT, "Submit:before"),
         (RECIPIENT, "Submit:after"),
-        ("coordinator", "Submit:before"),
         ("coordinator", "Submit:after"),
         ("coordinator", "Upload:before"),
         ("coordinator", "Upload:after"),
