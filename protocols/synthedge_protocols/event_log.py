@@ -29,6 +29,7 @@ from sqlalchemy import (
     insert,
     select,
 )
+from sqlalchemy.sql.compiler import Compiled
 
 from synthedge_protocols.checkpoints import Checkpoint
 from synthedge_protocols.errors import MalformedError, VerificationError
@@ -108,7 +109,7 @@ class EventLog:
         # Every leaf is salted: the same last leaf means the same log up to there. So this may be kept across
         # transactions that fail, other processes that write, and more than one database.
         self._tip: tuple[bytes, Frontier] | None = None
-        self._insert = insert(self.table)
+        self._inserts: dict[str, Compiled] = {}
 
     def append(self, connection: Connection, at_ms: int, **texts: str) -> None:
         """Write one entry.
@@ -127,10 +128,8 @@ class EventLog:
         salt = secrets.token_bytes(_SALT_BYTES)
         leaf = leaf_of(_canonical({"id": number, "at_ms": at_ms, **texts}), salt)
         grown, completed = frontier.append(leaf)
-        connection.execute(
-            self._insert,
-            {"id": number, "at_ms": at_ms, **texts, "salt": salt, "subtrees": b"".join(completed)},
-        )
+        row = {"id": number, "at_ms": at_ms, **texts, "salt": salt, "subtrees": b"".join(completed)}
+        self._write(connection, row)
         self._tip = (leaf, grown)
 
     def size(self, connection: Connection) -> int:
@@ -209,6 +208,17 @@ class EventLog:
         if not 0 <= size <= now:
             raise MalformedError(f"the log has {now} entries, not {size}")
         return size
+
+    def _write(self, connection: Connection, row: dict[str, Any]) -> None:
+        # Past SQLAlchemy, as `_frontier_now`: an entry is in every transaction of the product.
+        dialect = connection.dialect
+        if dialect.name not in self._inserts:
+            self._inserts[dialect.name] = insert(self.table).compile(dialect=dialect)
+        compiled = self._inserts[dialect.name]
+        order = getattr(compiled, "positiontup", None)
+        cursor = connection.connection.cursor()
+        cursor.execute(str(compiled), row if order is None else [row[name] for name in order])
+        cursor.close()
 
     def _frontier_now(self, connection: Connection) -> Frontier:
         # Past SQLAlchemy: a compiled query would be half of what an entry costs.
