@@ -11,10 +11,10 @@ demo: $(VENV)/.site
 	$(BIN)/synthedge demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n auto --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
 
 test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n auto --dist loadgroup
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -22,7 +22,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python protocols/compile_stubs.py --check
-	$(BIN)/python -m pytest -q -n auto --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
 
 dev: $(VENV)/.dev
 

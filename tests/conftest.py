@@ -1,12 +1,27 @@
 """How tests are dealt out to processes: one demonstration for all that look at it, else one file to one process."""
 
+from functools import cache
+from pathlib import Path
+from typing import Any
+
 import pytest
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+ROOT = Path(__file__).parents[1]
 
 
-# Before xdist's own, which reads the groups.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Name each test's group; `--dist loadgroup` keeps a group together."""
-    for item in items:
-        is_shared = "finished" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("demonstration" if is_shared else str(item.path)))
+class _ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """Like `--dist loadfile`, with the files that use the fixture `finished` as one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _scope(nodeid.split("::", 1)[0])
+
+
+@cache
+def _scope(file: str) -> str:
+    return "demonstration" if "finished" in (ROOT / file).read_text(encoding="utf-8") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """Take it where `--dist loadfile` was asked for."""
+    return _ByFile(config, log) if config.getoption("dist") == "loadfile" else None

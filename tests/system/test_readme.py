@@ -173,6 +173,7 @@ class Telling:
         return self.people["south"].json("synthedge site requests list")
 
 
+@pytest.mark.slow
 def test_two_hospitals_get_from_the_readme_to_a_received_transfer(
     people: dict[str, Person], tmp_path: Path
 ) -> None:
