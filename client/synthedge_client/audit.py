@@ -183,6 +183,7 @@ def _gap(gap: Gap) -> dict[str, Any]:
         "expected": round(gap.expected, 1),
         # A small count is somebody: reports leave the house.
         "observed": "<5" if gap.observed < 5 else int(gap.observed),
+        "proposed": [proposed.donor for proposed in gap.proposals],
     }
 
 

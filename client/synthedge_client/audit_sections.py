@@ -109,6 +109,7 @@ def sections(report: AuditReport) -> list[Section]:
                 ("expected", "expected"),
                 ("observed", "here"),
                 ("z", "z"),
+                ("proposed", "donors proposed"),
                 ("grid", "grid"),
             ),
             report.gaps,
