@@ -8,7 +8,6 @@ from typing import Any
 import sqlalchemy as sa
 
 from synthedge_client import store
-from synthedge_client.audit import when
 from synthedge_client.exports import file_state
 from synthedge_client.site import Site
 from synthedge_client.transfers import Transfer, get_transfer, list_transfers, region_of
@@ -219,7 +218,7 @@ def _first(connection: sa.Connection, what: tuple[str, ...]) -> dict[bytes, str]
     found: dict[bytes, str] = {}
     for row in rows:
         details = json.loads(row.details)
-        found.setdefault(bytes.fromhex(details["transfer_id"]), when(row.at_ms))
+        found.setdefault(bytes.fromhex(details["transfer_id"]), store.when(row.at_ms))
     return found
 
 
@@ -273,7 +272,7 @@ def _files_with(connection: sa.Connection, token: bytes) -> list[dict[str, Any]]
     return [
         {
             "file": row.path,
-            "written": when(row.written_at_ms),
+            "written": store.when(row.written_at_ms),
             "state": file_state(Path(row.path), row.sha256),
         }
         for row in rows

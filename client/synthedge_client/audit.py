@@ -5,8 +5,8 @@ digests, never a value of a patient: it may be handed to an auditor.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -132,7 +132,8 @@ def collect(site: Site, period: Period | None = None) -> AuditReport:
             for t in list_transfers(connection)
             if period.overlaps(t.created_at_ms, t.changed_at_ms)
         ]
-        moved = [(t, _transfer(site, t)) for t in transfers if has_moved_rows(t)]
+        decided = _deciders(_decisions(connection, Period()))
+        moved = [(t, _transfer(site, t, decided)) for t in transfers if has_moved_rows(t)]
         head = store.event_log.head(connection, site_origin(site.consortium, site.settings.id))
         return AuditReport(
             site=site.settings.id,
@@ -144,9 +145,9 @@ def collect(site: Site, period: Period | None = None) -> AuditReport:
             frame=Frame(dictionary).frame_id,
             outcome="; ".join(dictionary.target.in_words()),
             software=f"synthedge-federation {__version__}",
-            written_at=when(store.now_ms()),
-            since=when(period.since_ms),
-            until=when(period.until_ms),
+            written_at=store.when(store.now_ms()),
+            since=store.when(period.since_ms),
+            until=store.when(period.until_ms),
             log_entries=head.size,
             log_root=head.root.hex(),
             verify_command="synthedge audit verify FILE   (FILE from 'synthedge site audit export')",
@@ -158,7 +159,7 @@ def collect(site: Site, period: Period | None = None) -> AuditReport:
             decisions=_decisions(connection, period),
             sent=[row for t, row in moved if t.role == "donor"],
             received=[row for t, row in moved if t.role == "recipient"],
-            open=[_transfer(site, t) for t in transfers if not has_moved_rows(t)],
+            open=[_transfer(site, t, decided) for t in transfers if not has_moved_rows(t)],
             exports=[_export(row) for row in list_exports(connection)],
             peers=_peers(connection),
             refused_messages=_refusals(connection, period),
@@ -202,7 +203,7 @@ def _published(connection: sa.Connection, period: Period) -> list[dict[str, Any]
         voxels = [voxel for grid in report.grids for voxel in grid.voxels]
         shown.append(
             {
-                "at": when(release.spent_at_ms),
+                "at": store.when(release.spent_at_ms),
                 "disclosure": release.disclosure,
                 "epsilon": release.epsilon,
                 "min_count": release.min_count,
@@ -219,7 +220,7 @@ def _published(connection: sa.Connection, period: Period) -> list[dict[str, Any]
     return shown
 
 
-def _transfer(site: Site, transfer: Transfer) -> dict[str, Any]:
+def _transfer(site: Site, transfer: Transfer, decided: Mapping[str, list[str]]) -> dict[str, Any]:
     grid, voxel = region_of(site.under(transfer.dictionary_digest), transfer.request)
     donor, recipient = site.settings.id, transfer.peer
     if transfer.role == "recipient":
@@ -234,11 +235,11 @@ def _transfer(site: Site, transfer: Transfer) -> dict[str, Any]:
         "rows": transfer.rows or 0,
         "state": transfer.state.value,
         "reason": transfer.reason or "",
-        "requested_at": when(transfer.created_at_ms),
-        "changed_at": when(transfer.changed_at_ms),
+        "requested_at": store.when(transfer.created_at_ms),
+        "changed_at": store.when(transfer.changed_at_ms),
         "retention_days": transfer.request.retention_days,
         "ciphertext_digest": _ciphertext_digest(site, transfer),
-        "decided_by": _deciders(site, transfer),
+        "decided_by": decided.get(transfer.id.hex(), []),
     }
 
 
@@ -257,16 +258,6 @@ def _ciphertext_digest(site: Site, transfer: Transfer) -> str:
     return shipment.ciphertext_digest.hex()
 
 
-def _deciders(site: Site, transfer: Transfer) -> list[str]:
-    with site.store.read() as connection:
-        decisions = _decisions(connection, Period())
-    return [
-        f"{decision['what']} by {decision['who']}"
-        for decision in decisions
-        if decision["transfer_id"] == transfer.id.hex()
-    ]
-
-
 def _decisions(connection: sa.Connection, period: Period) -> list[dict[str, Any]]:
     """What people decided, or rules in their place, about transfers; the agent's own steps are none."""
     rows = connection.execute(
@@ -280,7 +271,7 @@ def _decisions(connection: sa.Connection, period: Period) -> list[dict[str, Any]
         if period.holds(row.at_ms) and "transfer_id" in details:
             shown.append(
                 {
-                    "at": when(row.at_ms),
+                    "at": store.when(row.at_ms),
                     "transfer_id": details["transfer_id"],
                     "what": row.what.removeprefix("transfer "),
                     "who": row.who,
@@ -288,6 +279,15 @@ def _decisions(connection: sa.Connection, period: Period) -> list[dict[str, Any]
                 }
             )
     return shown
+
+
+def _deciders(decisions: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Who decided what, by transfer."""
+    found: dict[str, list[str]] = {}
+    for decision in decisions:
+        line = f"{decision['what']} by {decision['who']}"
+        found.setdefault(decision["transfer_id"], []).append(line)
+    return found
 
 
 def _withdrawal(entry: dict[str, Any]) -> dict[str, Any]:
@@ -308,7 +308,7 @@ def _withdrawal(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _export(row: dict[str, Any]) -> dict[str, Any]:
     return {
-        "written_at": when(row["written_at_ms"]),
+        "written_at": store.when(row["written_at_ms"]),
         "file": row["path"],
         "kind": row["kind"],
         "state": row["state"],
@@ -326,9 +326,9 @@ def _peers(connection: sa.Connection) -> list[dict[str, Any]]:
         {
             "site": peer.site,
             "fingerprint": fingerprint(peer.statement_public_key),
-            "compared": when(peer.verified_at_ms) or "NOT COMPARED",
+            "compared": store.when(peer.verified_at_ms) or "NOT COMPARED",
             "standing": peer.standing or "active",
-            "log_compared": when(heads.get(peer.site)),
+            "log_compared": store.when(heads.get(peer.site)),
             "problem": peer.problem or "",
         }
         for peer in peers
@@ -342,15 +342,8 @@ def _refusals(connection: sa.Connection, period: Period) -> list[dict[str, Any]]
         .order_by(store.events.c.id)
     ).all()
     return [
-        {"at": when(row.at_ms), "what": row.what}
+        {"at": store.when(row.at_ms), "what": row.what}
         | {name: json.loads(row.details).get(name, "") for name in ("kind", "reason")}
         for row in rows
         if period.holds(row.at_ms)
     ]
-
-
-def when(at_ms: int | None) -> str:
-    """A time in ISO 8601, UTC, to the second; empty for none."""
-    if at_ms is None:
-        return ""
-    return datetime.fromtimestamp(at_ms / 1000, tz=UTC).isoformat(timespec="seconds")

@@ -1,6 +1,7 @@
 """The audit report as a file: text, JSON, CSV or HTML, written whole or not at all."""
 
 import json
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -40,7 +41,12 @@ def in_ms(moment: datetime | None) -> int | None:
 
 
 def write(report: AuditReport, form: Form, out: Path) -> None:
-    """Write the report in one step.
+    """Write the report; raises as `write_whole`."""
+    write_whole(out, [_content(report, form)])
+
+
+def write_whole(out: Path, parts: Iterable[str]) -> None:
+    """Write a text file in one step.
 
     Raises
     ------
@@ -49,7 +55,8 @@ def write(report: AuditReport, form: Form, out: Path) -> None:
     """
     staged = out.with_name(out.name + ".new")
     try:
-        staged.write_text(_content(report, form), encoding="utf-8")
+        with staged.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(parts)
         staged.replace(out)
     except OSError as error:
         staged.unlink(missing_ok=True)

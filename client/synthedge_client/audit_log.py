@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from synthedge_client import store
+from synthedge_client.audit_files import write_whole
 from synthedge_client.log_heads import alarms
 from synthedge_client.site import Site
 from synthedge_core.errors import UsageError
@@ -73,7 +74,6 @@ def export_log(
     name = site_origin(site.consortium, site.settings.id)
     with site.store.write() as connection:
         store.record(connection, "audit log exported", "steward", file=output.name)
-    staged = output.with_name(output.name + ".new")
     with site.store.read() as connection:
         frontier = store.event_log.verify(connection)
         signed = store.event_log.head(connection, name, frontier.size).sign(site.keys.statement)
@@ -81,13 +81,7 @@ def export_log(
             (entry, _lies_within(entry, since, until))
             for entry in store.event_log.entries(connection)
         ]
-    try:
-        with staged.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(export_lines(shown, signed, site.keys.statement.public_bytes))
-        staged.replace(output)
-    except OSError as error:
-        staged.unlink(missing_ok=True)
-        raise UsageError(f"{output} cannot be written: {error.strerror}") from None
+    write_whole(output, export_lines(shown, signed, site.keys.statement.public_bytes))
     return {
         "file": str(output),
         "entries": len(shown),

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,13 @@ export_tokens = sa.Table(
 def now_ms() -> int:
     """Unix time in milliseconds."""
     return time.time_ns() // 1_000_000
+
+
+def when(at_ms: int | None) -> str:
+    """A time of `now_ms` in ISO 8601, UTC, to the second; empty for none."""
+    if at_ms is None:
+        return ""
+    return datetime.fromtimestamp(at_ms / 1000, tz=UTC).isoformat(timespec="seconds")
 
 
 class Store:

@@ -1,7 +1,6 @@
 """What a site's withdrawals have come to, overdue ones first: for `status`, `withdrawals` and the audit."""
 
 import json
-from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -34,8 +33,8 @@ def describe_withdrawals(site: Site) -> list[dict[str, Any]]:
             "overdue": is_overdue(NoticeState(row.state), row.since_ms, now, limit_h),
             "rows": row.rows,
             "reason": row.reason or "",
-            "since": _when(row.since_ms),
-            "settled": "" if row.settled_at_ms is None else _when(row.settled_at_ms),
+            "since": store.when(row.since_ms),
+            "settled": store.when(row.settled_at_ms),
             "problem": row.problem or "",
             "report": None if row.report is None else json.loads(row.report),
         }
@@ -82,7 +81,3 @@ def _missing(site: Site) -> int | str:
         return missing_patients(site)
     except TableError:
         return "the table cannot be read"
-
-
-def _when(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1000, tz=UTC).isoformat(timespec="seconds")

@@ -2,34 +2,19 @@
 
 from typing import Any
 
-from sqlalchemy import select
-
 from synthedge_core.dictionary import parse_dictionary
 from synthedge_core.matching import StrategyName
-from synthedge_protocols.v1 import coordinator_pb2 as wire
-from synthedge_server import store
 from synthedge_server.folder import CoordinatorFolder
-from synthedge_server.operations import current_dictionary, reading, rows
+from synthedge_server.operations import current_dictionary, reading
+from synthedge_server.overview import list_matches
 from synthedge_server.registry import Registry
 
 
 def proposed_matches(folder: CoordinatorFolder) -> list[dict[str, Any]]:
     """The newest proposals to every site, as they were sent."""
-    found = rows(folder, select(store.proposals).order_by("site"))
-    return [
-        {
-            "recipient": row["site"],
-            "grid": proposal.grid,
-            "voxel": list(proposal.voxel),
-            "rank": proposal.rank,
-            "donor": proposal.donor,
-            "donor_voxel": list(proposal.donor_voxel),
-            "similarity": round(proposal.similarity, 3),
-            "reason": proposal.reason,
-        }
-        for row in found
-        for proposal in wire.Proposals.FromString(row["message"]).proposals
-    ]
+    keys = ("recipient", "grid", "voxel", "rank", "donor", "donor_voxel", "similarity", "reason")
+    with reading(folder) as engine, engine.connect() as connection:
+        return [{key: getattr(row, key) for key in keys} for row in list_matches(connection)]
 
 
 def matches_by(folder: CoordinatorFolder, strategy: StrategyName) -> list[dict[str, Any]]:
