@@ -75,10 +75,10 @@ def protect(
     keys = load_settings(dir).keys
     protect_secret(keys, passphrase_file)
     emit(
-        {"protected": True, "passphrase_file": str(passphrase_file.resolve())},
+        {"protected": True, "passphrase_file": str(passphrase_file.absolute())},
         as_json=json,
         render=lines(
-            f"The keys in {keys} open only where {passphrase_file.resolve()} can be read.",
+            f"The keys in {keys} open only where {passphrase_file.absolute()} can be read.",
             "Without that passphrase they are lost: keep a copy of it on paper, in a safe.",
         ),
     )

@@ -208,10 +208,11 @@ def protect_secret(folder: Path, passphrase_file: Path) -> None:
     IdentityError
         If a file is missing or readable by others.
     """
-    bare, path = folder / "site.secret", passphrase_file.resolve()
+    # Not resolved: a mounted secret is a link that points elsewhere after every change.
+    bare, path = folder / "site.secret", passphrase_file.absolute()
     if not bare.exists():
         raise UsageError(f"the keys in {folder} are protected by a passphrase already")
-    if folder.parent.resolve() in path.parents:
+    if folder.parent.resolve() in path.resolve().parents:
         raise UsageError(
             f"{passphrase_file} lies in the site's own folder, where it protects nothing; keep it elsewhere"
         )

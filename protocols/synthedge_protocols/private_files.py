@@ -71,19 +71,31 @@ def read_private_file(path: Path) -> bytes:
     Raises
     ------
     IdentityError
-        If the file is missing, or group or others have any permission on it.
+        If the file is missing or cannot be read, or group or others have any permission on it.
+
+    Notes
+    -----
+    What root hands to a service (a systemd credential, a mounted Secret) belongs to root and is let through by an
+    access list or by the service's group, which both show as 0440: root's files may be read by their group, as
+    PostgreSQL has it for its keys.
     """
     try:
         with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if mode & 0o077:
+            status = os.fstat(file.fileno())
+            mode = stat.S_IMODE(status.st_mode)
+            is_handed_over = status.st_uid == 0 and os.geteuid() != 0
+            if mode & (0o037 if is_handed_over else 0o077):
                 raise IdentityError(
                     f"'{path}' has mode {mode:04o}, so others than its owner can reach it; "
-                    f"run: chmod 600 '{path}'"
+                    f"run: chmod {'440' if is_handed_over else '600'} '{path}'"
                 )
             return file.read()
     except FileNotFoundError:
         raise IdentityError(f"'{path}' does not exist; create or restore it first") from None
+    except PermissionError:
+        raise IdentityError(
+            f"'{path}' cannot be read by user {os.geteuid()}; it must belong to that user, with mode 0600"
+        ) from None
 
 
 def write_secret(path: Path, kind: str, secret: bytes, passphrase: bytes, *, cost: int) -> None:

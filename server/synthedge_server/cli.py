@@ -41,6 +41,12 @@ def init(
     enrolment_listen: Annotated[
         str, typer.Option(help="Where sites without a certificate enrol.")
     ] = "127.0.0.1:7444",
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name or address that sites reach it by, the first one for new sites; without it, where it listens."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a coordinator's folder: keys, certificate authority, database, settings."""
@@ -53,6 +59,7 @@ def init(
         dictionary_toml=read_dictionary_file(dictionary),
         listen=parse_address(listen),
         enrolment_listen=parse_address(enrolment_listen),
+        hosts=tuple(host or ()),
     )
     emit(
         {"dir": str(folder), "consortium": name, "dictionary_digest": digest},

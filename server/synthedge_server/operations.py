@@ -26,7 +26,7 @@ from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.ledger import Transaction, system_clock
 from synthedge_server.log_heads import create_log_key
 from synthedge_server.registries import Registries
-from synthedge_server.settings import Address, Settings, read_settings, settings_toml
+from synthedge_server.settings import Address, Settings, is_host, read_settings, settings_toml
 from synthedge_server.standing import change_standing
 
 T = TypeVar("T")
@@ -39,6 +39,7 @@ def create_coordinator(
     dictionary_toml: str,
     listen: Address,
     enrolment_listen: Address,
+    hosts: tuple[str, ...] = (),
 ) -> str:
     """Make a coordinator's folder: settings, authority, database with the dictionary.
 
@@ -51,6 +52,8 @@ def create_coordinator(
     dictionary_toml : str
         Text of consortium.toml.
     listen, enrolment_listen : Address
+    hosts : tuple of str
+        Names or addresses that sites reach this coordinator by; none: where it listens.
 
     Returns
     -------
@@ -60,7 +63,7 @@ def create_coordinator(
     Raises
     ------
     UsageError
-        If the folder holds something already.
+        If the folder holds something already, or a host is neither a name nor an address.
     DictionaryError
         If the dictionary is not valid; nothing was made then.
     MalformedError
@@ -70,7 +73,10 @@ def create_coordinator(
     dictionary = parse_dictionary(dictionary_toml)
     if folder.path.exists() and any(folder.path.iterdir()):
         raise UsageError(f"{folder.path} is not empty; name a new folder")
-    names = tuple(dict.fromkeys(_reachable(a.host) for a in (listen, enrolment_listen)))
+    for host in hosts:
+        if not is_host(host):
+            raise UsageError(f"host {host[:100]!r} is neither a host name nor an IP address")
+    names = tuple(dict.fromkeys(hosts or (_reachable(a.host) for a in (listen, enrolment_listen))))
     settings = Settings(
         consortium=name, listen=listen, enrolment_listen=enrolment_listen, names=names
     )

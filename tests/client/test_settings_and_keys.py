@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from sites import make_site, patients
-from synthedge_client.keystore import add_steward, list_stewards, load_keys, open_steward
+from synthedge_client.keystore import (
+    add_steward,
+    list_stewards,
+    load_keys,
+    open_steward,
+    protect_secret,
+)
 from synthedge_client.settings import load_settings
 from synthedge_client.site import create_site
 from synthedge_core.errors import SynthEdgeError, TableError, UsageError, VerificationError
@@ -87,6 +93,33 @@ def test_a_key_that_others_may_read_or_that_is_gone_is_refused(folder: Path, nam
     key.unlink()
     with pytest.raises(IdentityError, match="does not exist"):
         load_keys(folder / "keys")
+
+
+def test_a_mounted_secret_may_be_replaced_under_its_link(folder: Path, tmp_path: Path) -> None:
+    """As Kubernetes mounts one: a link into a folder that is another one after every update."""
+    for version in ("first", "second"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "passphrase").write_text("correct horse")
+        (tmp_path / version / "passphrase").chmod(0o600)
+    mounted = tmp_path / "passphrase"
+    mounted.symlink_to(tmp_path / "first" / "passphrase")
+    secret = load_keys(folder / "keys").secret
+    protect_secret(folder / "keys", mounted)
+
+    (tmp_path / "first" / "passphrase").unlink()
+    mounted.unlink()
+    mounted.symlink_to(tmp_path / "second" / "passphrase")
+
+    assert load_keys(folder / "keys").secret == secret
+
+
+def test_a_link_to_a_passphrase_in_the_sites_own_folder_protects_nothing(
+    folder: Path, tmp_path: Path
+) -> None:
+    (folder / "passphrase").write_text("correct horse")
+    (tmp_path / "link").symlink_to(folder / "passphrase")
+    with pytest.raises(UsageError, match="own folder"):
+        protect_secret(folder / "keys", tmp_path / "link")
 
 
 def test_a_stewards_key_opens_with_the_right_passphrase_only(folder: Path) -> None:

@@ -1,4 +1,6 @@
+import os
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,41 @@ def test_a_secret_file_with_any_flipped_bit_is_refused(tmp_path: Path) -> None:
 def test_a_private_file_returns_what_was_written(tmp_path: Path) -> None:
     write_private_file(tmp_path / "token", b"one-time")
     assert read_private_file(tmp_path / "token") == b"one-time"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can hand a file to another user")
+@pytest.mark.parametrize(
+    ("owner", "mode", "complaint"),
+    [
+        (0, 0o440, None),  # a systemd credential or a mounted Secret
+        (0, 0o640, None),
+        (0, 0o444, "mode 0444.*chmod 440"),
+        (0, 0o460, "mode 0460.*chmod 440"),
+        (65534, 0o400, None),
+        (65534, 0o440, "mode 0440.*chmod 600"),
+        (0, 0o400, "cannot be read by user 65534"),
+    ],
+)
+def test_what_root_hands_to_a_service_may_be_read_by_its_group_and_nobody_else(
+    owner: int, mode: int, complaint: str | None
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        path = Path(folder) / "passphrase"
+        path.write_bytes(b"correct horse")
+        os.chown(path, owner, 65534)
+        path.chmod(mode)
+        os.setegid(65534)
+        os.seteuid(65534)
+        try:
+            if complaint is None:
+                assert read_private_file(path) == b"correct horse"
+            else:
+                with pytest.raises(IdentityError, match=complaint):
+                    read_private_file(path)
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
 
 
 @given(st.binary(max_size=100), st.integers(0, 511))

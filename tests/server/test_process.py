@@ -198,6 +198,22 @@ def test_private_files_are_readable_by_their_owner_only(consortium: Consortium) 
         assert path.stat().st_mode & 0o077 == 0
 
 
+def test_sites_are_told_the_name_that_init_was_given(tmp_path: Path) -> None:
+    folder, dictionary = tmp_path / "coordinator", tmp_path / "consortium.toml"
+    dictionary.write_text(DICTIONARY_TOML)
+    arguments = [str(folder), "--name=test", f"--dictionary={dictionary}", "--listen=0.0.0.0:7443"]
+
+    refused = coordinator_command("init", *arguments, "--host=no host", code=4)
+    assert "'no host' is neither a host name nor an IP address" in refused
+    assert not folder.exists()
+    coordinator_command("init", *arguments, "--host=coordinator.example.org", "--host=10.0.0.7")
+
+    settings = parse_settings((folder / "coordinator.toml").read_text())
+    assert settings.names == ("coordinator.example.org", "10.0.0.7")
+    token = EnrolmentToken.decode(coordinator_command("invite", "north", f"--dir={folder}"))
+    assert token.address == "coordinator.example.org:7443"
+
+
 def test_init_refuses_a_used_folder_and_a_wrong_dictionary(
     consortium: Consortium, tmp_path: Path
 ) -> None:
