@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from synthedge_server import cli_dictionary, cli_watch
+from synthedge_server import cli_database, cli_dictionary, cli_watch
 from synthedge_server.console import EXIT_CODES, emit, run, table
 from synthedge_server.folder import CoordinatorFolder
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 sites_app = typer.Typer(help="List the enrolled sites; suspend, resume or revoke one.")
 app.add_typer(sites_app, name="sites", invoke_without_command=True)
+app.add_typer(cli_database.app, name="database")
 app.add_typer(cli_dictionary.app, name="dictionary")
 app.add_typer(cli_watch.audit_app, name="audit")
 

@@ -83,7 +83,7 @@ def create_coordinator(
     folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     authority.create(folder, name, datetime.now(UTC))
     create_log_key(folder)
-    store.open_database(folder.database, make=True).dispose()
+    store.open_database(folder, make=True).dispose()
     change(folder, lambda t: dictionaries.add(t, dictionary_toml))
     # Last: a folder without settings is not a coordinator's, whatever else an interrupted init left.
     folder.settings.write_text(settings_toml(settings), "utf-8")
@@ -187,7 +187,7 @@ def reading(folder: CoordinatorFolder) -> Iterator[Engine]:
         If the database cannot be opened.
     """
     read_settings(folder.settings)
-    engine = store.open_database(folder.database)
+    engine = store.open_database(folder)
     try:
         yield engine
     finally:
@@ -196,7 +196,7 @@ def reading(folder: CoordinatorFolder) -> Iterator[Engine]:
 
 def change(folder: CoordinatorFolder, function: Callable[[Transaction], T]) -> T:
     """Apply one change to the database, beside a running `serve` or without one."""
-    engine = store.open_database(folder.database)
+    engine = store.open_database(folder)
     writer = Writer(engine)
     try:
         return writer.submit(

@@ -2,11 +2,10 @@
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 # Before gRPC makes its first credentials: with an ECDSA certificate this RSA suite leaves nothing of TLS 1.2, and
@@ -18,7 +17,6 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 from sqlalchemy import select
 
-from synthedge_core.errors import RefusedError
 from synthedge_protocols.certificates import load_certificate
 from synthedge_protocols.errors import IdentityError, UnavailableError
 from synthedge_protocols.limits import Limits
@@ -33,6 +31,7 @@ from synthedge_server.enrolment import Enrolment
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.intake import Intake
 from synthedge_server.ledger import Ledger, system_clock
+from synthedge_server.locks import alone
 from synthedge_server.log import log
 from synthedge_server.log_heads import LogHeads, load_log_key
 from synthedge_server.memory import hold_memory_small
@@ -196,8 +195,8 @@ async def running(
     """
     limits = limits or Limits()
     settings = read_settings(folder.settings)
-    with _only_one(folder):
-        engine = store.open_database(folder.database)
+    with alone(folder):
+        engine = store.open_database(folder)
         writer = Writer(engine)
         try:
             ledger = Ledger(engine, writer, Spool(folder.spool), clock)
@@ -313,16 +312,3 @@ def _anybody_over_tls_13(context: Context) -> str:
     if list((context.auth_context() or {}).get("ssl_tls_version", ())) != [b"TLSv1.3"]:
         raise IdentityError("the connection is not TLS 1.3; update the site's software")
     return "not enrolled"
-
-
-@contextmanager
-def _only_one(folder: CoordinatorFolder) -> Iterator[None]:
-    """Hold the folder's lock; the system lets go of it however the process ends."""
-    with folder.lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RefusedError(
-                f"another coordinator runs on {folder.path}; stop it before starting a second one"
-            ) from None
-        yield

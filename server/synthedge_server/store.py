@@ -3,9 +3,11 @@
 Nothing in them describes a patient: keys, digests, voxel statistics that sites published, states and times.
 Sealed bytes lie beside the database (see `relay`), the keys that open them only ever pass through sealed.
 Times are milliseconds since the Unix epoch.
+
+These are the tables of the newest version. Who changes them adds a revision to `migrations/`, with the next number, and
+a golden database of the version before (`tests/support/write_golden_schema.py`).
 """
 
-from pathlib import Path
 from typing import Final
 
 from sqlalchemy import (
@@ -20,15 +22,18 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     Table,
-    Text,
 )
+from sqlalchemy import Text as AnyText
 
 from synthedge_protocols.event_log import EventLog
 from synthedge_protocols.schema import open_tables
 from synthedge_protocols.writer import sqlite_engine
+from synthedge_server.folder import CoordinatorFolder
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 METADATA: Final = MetaData()
+# In the order of its bytes wherever it is kept, as SQLite has it, and not of some language.
+Text: Final = AnyText().with_variant(AnyText(collation="C"), "postgresql")
 
 # state: one of `standing.Standing`, `reason` is why. `last_seen_ms`: when it last called. `last_sequence` numbers
 # the site's inbox without gaps being reused.
@@ -227,17 +232,33 @@ site_heads: Final = Table(
     Column("seen_at_ms", BigInteger, nullable=False),
 )
 
+# Which process does what only one may do, until when by the database's clock. Every new holder raises `epoch`: a write
+# of an earlier one is refused.
+leases: Final = Table(
+    "leases",
+    METADATA,
+    Column("lease", Text, primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("holder", Text, nullable=False),
+    Column("until_ms", BigInteger, nullable=False),
+)
+
 # Who did what to what; written in the transaction of the change it tells about.
 event_log: Final = EventLog(METADATA, "actor", "action", "subject", "detail")
 events: Final = event_log.table
 
 
-def open_database(path: Path, *, make: bool = False) -> Engine:
+def engine_of(folder: CoordinatorFolder) -> Engine:
+    """Open the coordinator's database, whatever it holds; raises UnavailableError if it cannot be opened."""
+    return sqlite_engine(folder.database)
+
+
+def open_database(folder: CoordinatorFolder, *, make: bool = False) -> Engine:
     """Open the coordinator's database.
 
     Parameters
     ----------
-    path : Path
+    folder : CoordinatorFolder
     make : bool
         Whether it is a new one.
 
@@ -246,6 +267,13 @@ def open_database(path: Path, *, make: bool = False) -> Engine:
     UnavailableError
         If it cannot be opened, is lost, or holds tables of another version.
     """
-    engine = sqlite_engine(path)
-    open_tables(engine, METADATA, SCHEMA_VERSION, f"the coordinator's database '{path}'", make=make)
+    engine = engine_of(folder)
+    open_tables(
+        engine,
+        METADATA,
+        SCHEMA_VERSION,
+        f"the coordinator's database '{folder.database}'",
+        make=make,
+        if_older=f"stop 'serve', then run 'synthedge-coordinator database upgrade --dir {folder.path}'",
+    )
     return engine
