@@ -244,10 +244,10 @@ class Relay:
         return float(sum(t.user + t.system for t in times))
 
     def peak_mb(self) -> float:
-        """Peak resident memory of the coordinator."""
+        """Peak resident memory of the coordinator, in MB of a million bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
         peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) / 1024
+        return int(peak.split()[1]) * 1024 / 1e6
 
     def stop(self) -> None:
         """End the coordinator."""
@@ -258,7 +258,7 @@ class Relay:
 def _chunks(path: Path, offset: int, sent: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
         file.seek(offset)
-        while data := file.read(CHUNK):
+        while data := file.read(LIMITS.sent_bytes):
             sent(len(data))
             yield offset, data
             offset += len(data)

@@ -121,6 +121,6 @@ def _upload(site: Site, connection: Connection, transfer: Transfer) -> bool:
 def _chunks(path: Path, offset: int) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
         file.seek(offset)
-        while data := file.read(LIMITS.chunk_bytes):
+        while data := file.read(LIMITS.sent_bytes):
             yield offset, data
             offset += len(data)

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import BinaryIO, Final, cast
 
 from synthedge_protocols.errors import LifecycleError, LimitExceededError, UnavailableError
+from synthedge_protocols.limits import Limits
 from synthedge_protocols.sealing import stream_digest
 
-# The best chunk for gRPC on this kind of machine lies between 512 KiB and 1 MiB.
-CHUNK_BYTES: Final = 512 * 1024
+CHUNK_BYTES: Final = Limits().sent_bytes
 # Waiting for the disk after every chunk doubles the relay's CPU.
 _SYNC_BYTES: Final = 4 * 1024 * 1024
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")

@@ -62,21 +62,24 @@ class Streams:
         while (chunk := await self._next_chunk(chunks, context)) is not None:
             if transfer_id not in (None, chunk.transfer_id):
                 raise MalformedError("one upload stream carries one transfer")
-            if not 0 < len(chunk.data) <= self._limits.chunk_bytes:
+            # Each look at `data` copies it, and the message would stay until the next one is here.
+            transfer_id, offset, data = chunk.transfer_id, chunk.offset, chunk.data
+            del chunk
+            if not 0 < len(data) <= self._limits.chunk_bytes:
                 raise LimitExceededError(
-                    f"a chunk of {len(chunk.data)} bytes; expected 1 to {self._limits.chunk_bytes}"
+                    f"a chunk of {len(data)} bytes; expected 1 to {self._limits.chunk_bytes}"
                 )
-            transfer_id = chunk.transfer_id
             if upload is None or clock() >= look_at:
                 upload = self.announced(transfer_id, self._callers.site_of(context))
                 look_at = clock() + LOOK_S
             await asyncio.to_thread(
                 self._ledger.spool.append,
                 spool_key(transfer_id, upload.ciphertext_digest),
-                chunk.offset,
-                chunk.data,
+                offset,
+                data,
                 upload.ciphertext_bytes,
             )
+            del data
         if transfer_id is None:
             raise MalformedError("the upload stream carried no chunk")
         return await self.progress(
