@@ -1,8 +1,10 @@
 """Gap reports: stored once they are believed, turned into hole profiles and proposals for every site."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Select, insert, select, update
 
 from synthedge_core.dictionary import Dictionary
 from synthedge_core.grids import NamedGrid
@@ -21,11 +23,29 @@ from synthedge_server.report_checks import check_report
 Statistics = Mapping[str, GridStatistics]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conclusion:
+    """What one site is told.
+
+    Attributes
+    ----------
+    site : str
+    profile : HoleProfile
+        Means over the others.
+    proposals : Proposals
+        Who could help it.
+    """
+
+    site: str
+    profile: wire.HoleProfile
+    proposals: wire.Proposals
+
+
 class Registry:
     """What sites published under one dictionary, and what follows from it.
 
-    Rules: a release has one report, byte for byte; a site's newest release is its current report; nothing is
-    sent to anybody before `policy.min_sites` sites have reported, because the mean of one other site would be
+    Rules: a release has one report, byte for byte; a site's newest release is its current report; nothing
+    follows for anybody before `policy.min_sites` sites have reported, because the mean of one other site would be
     that site's own numbers.
 
     Parameters
@@ -43,7 +63,7 @@ class Registry:
         self._matcher = self.new_matcher("share")
 
     def accept(self, transaction: Transaction, verified: Verified[pb.GapReport]) -> None:
-        """Store a report and tell every reporting site what follows from all current ones.
+        """Store a report; every site is told by and by what follows from it, see `telling`.
 
         Raises
         ------
@@ -90,31 +110,45 @@ class Registry:
             .where(table.c.site == verified.site, table.c.dictionary_digest == self.digest)
             .values(is_current=table.c.release_id == report.release_id)
         )
-        self._tell_everybody(transaction)
+        mark_due(connection, self.digest)
 
-    def current(self, connection: Connection) -> dict[str, Statistics]:
-        """Current reports of all active sites: site to grid to what it published there."""
-        return {site: report.grids for site, report in self.current_reports(connection).items()}
+    def current_of(self, connection: Connection, site: str) -> Statistics | None:
+        """What an active site's current report says, by grid; None without one."""
+        payload = connection.execute(
+            self._current(store.reports.c.payload).where(store.reports.c.site == site)
+        ).scalar_one_or_none()
+        return None if payload is None else self._decode(payload).grids
 
     def current_reports(self, connection: Connection) -> dict[str, SiteReport]:
         """Current reports of all active sites; the same release is the same object every time."""
         table = store.reports
-        rows = connection.execute(
-            select(table.c.site, table.c.release_id, table.c.payload)
-            .join(store.sites, store.sites.c.site == table.c.site)
-            .where(
-                table.c.dictionary_digest == self.digest,
-                table.c.is_current,
-                store.sites.c.state == "active",
-            )
-            .order_by(table.c.site)
-        ).all()
-        self._decoded = {
-            (row.site, row.release_id): self._decoded.get((row.site, row.release_id))
-            or self._decode(row.payload)
-            for row in rows
-        }
+        before, self._decoded = self._decoded, {}
+        keys = self._current(table.c.site, table.c.release_id).order_by(table.c.site)
+        for site, release_id in connection.execute(keys).all():
+            report = before.get((site, release_id))
+            if report is None:
+                payload = connection.execute(
+                    select(table.c.payload).where(
+                        table.c.site == site,
+                        table.c.dictionary_digest == self.digest,
+                        table.c.release_id == release_id,
+                    )
+                ).scalar_one()
+                report = self._decode(payload)
+            self._decoded[site, release_id] = report
         return {site: report for (site, _), report in self._decoded.items()}
+
+    def conclusions(self, reports: Mapping[str, SiteReport]) -> Iterator[Conclusion]:
+        """What follows from all current reports, site by site; nothing from too few.
+
+        Nothing is read or written here, so that it can be worked out beside the writer's transactions.
+        """
+        if len(reports) < self.dictionary.policy.min_sites:
+            return
+        self._matcher.update(reports)
+        profiles = hole_profiles(self.dictionary, {s: r.grids for s, r in reports.items()})
+        for site in reports:
+            yield Conclusion(site=site, profile=profiles[site], proposals=self._proposals(site))
 
     def new_matcher(self, strategy: StrategyName) -> Matcher:
         """A matcher with the dictionary's policy that knows no report yet."""
@@ -127,32 +161,22 @@ class Registry:
             strategy=strategy,
         )
 
+    def _current(self, *columns: ColumnElement[Any]) -> Select[Any]:
+        table = store.reports
+        return (
+            select(*columns)
+            .join(store.sites, store.sites.c.site == table.c.site)
+            .where(
+                table.c.dictionary_digest == self.digest,
+                table.c.is_current,
+                store.sites.c.state == "active",
+            )
+        )
+
     def _decode(self, payload: bytes) -> SiteReport:
         report = pb.GapReport.FromString(payload)
         grids = check_report(report, self.dictionary, self.grids)
         return SiteReport(features=tuple(report.features), grids=grids)
-
-    def _tell_everybody(self, transaction: Transaction) -> None:
-        reports = self.current_reports(transaction.connection)
-        if len(reports) < self.dictionary.policy.min_sites:
-            return
-        self._matcher.update(reports)
-        profiles = hole_profiles(self.dictionary, {s: r.grids for s, r in reports.items()})
-        for site in reports:
-            proposals = self._proposals(site)
-            transaction.post(site, wire.InboxMessage(profile=profiles[site]))
-            transaction.post(site, wire.InboxMessage(proposals=proposals))
-            transaction.connection.execute(
-                delete(store.proposals).where(store.proposals.c.site == site)
-            )
-            transaction.connection.execute(
-                insert(store.proposals).values(
-                    site=site,
-                    message=proposals.SerializeToString(),
-                    made_at_ms=transaction.now_ms,
-                )
-            )
-        transaction.record("coordinator", "matched", "all", f"{len(reports)} sites have reported")
 
     def _proposals(self, site: str) -> wire.Proposals:
         message = wire.Proposals(dictionary_digest=self.digest)
@@ -218,3 +242,17 @@ def _grid_profile(name: str, profile: VoxelProfile) -> wire.GridProfile:
             for i in range(len(profile.f))
         ],
     )
+
+
+def mark_due(connection: Connection, dictionary_digest: bytes) -> None:
+    """Count one more change of the current reports; `telling` compares with what was told."""
+    table = store.tellings
+    counted = connection.execute(
+        update(table)
+        .where(table.c.dictionary_digest == dictionary_digest)
+        .values(n_reported=table.c.n_reported + 1)
+    )
+    if not counted.rowcount:
+        connection.execute(
+            insert(table).values(dictionary_digest=dictionary_digest, n_reported=1, n_told=0)
+        )

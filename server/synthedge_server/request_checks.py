@@ -41,7 +41,7 @@ def check_request(
         )
     if request.donor == verified.site:
         raise PolicyError("the request names its own site as donor")
-    donor_report = registry.current(connection).get(request.donor)
+    donor_report = registry.current_of(connection, request.donor)
     if donor_report is None or request.grid not in donor_report:
         raise PolicyError(
             f"the request names donor '{request.donor[:63]}', which is no active site with a "

@@ -41,6 +41,7 @@ from synthedge_server.renewal import Renewal, ServerCertificate
 from synthedge_server.servicer import CoordinatorServicer
 from synthedge_server.settings import Address, Settings, read_settings
 from synthedge_server.standing import Watch
+from synthedge_server.telling import Telling
 from synthedge_server.withdrawals import note_overdue, open_withdrawals
 
 _GRACE_S: Final = 3.0
@@ -96,6 +97,7 @@ class Coordinator:
         self._certificate = certificate
         self._servers = servers
         self.sites_port, self.enrolment_port = ports
+        self._telling = Telling(ledger, registries)
         self._housekeeping = asyncio.create_task(self._keep_house())
 
     async def until(self, stop: asyncio.Event) -> None:
@@ -118,10 +120,22 @@ class Coordinator:
         """Expire transfers, sweep the spool and cut off suspended sites, until cancelled."""
         inactive: set[str] = set()
         version = 0
+        # Beside the rest: at a thousand sites it takes seconds.
+        telling = asyncio.create_task(self._keep_telling())
+        try:
+            while True:
+                inactive = await self._tidy(inactive)
+                version = self._tell_of_dictionary(version)
+                await self._certificate.renew_if_due()
+                if telling.done():
+                    await telling
+                await asyncio.sleep(_TICK_S)
+        finally:
+            telling.cancel()
+
+    async def _keep_telling(self) -> None:
         while True:
-            inactive = await self._tidy(inactive)
-            version = self._tell_of_dictionary(version)
-            await self._certificate.renew_if_due()
+            await self._telling.tell_if_due()
             await asyncio.sleep(_TICK_S)
 
     async def _tidy(self, inactive_before: set[str]) -> set[str]:

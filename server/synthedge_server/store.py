@@ -30,7 +30,7 @@ from synthedge_protocols.schema import open_tables
 from synthedge_protocols.writer import sqlite_engine
 from synthedge_server.folder import CoordinatorFolder
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 METADATA: Final = MetaData()
 # In the order of its bytes wherever it is kept, as SQLite has it, and not of some language.
 Text: Final = AnyText().with_variant(AnyText(collation="C"), "postgresql")
@@ -145,6 +145,15 @@ reports: Final = Table(
     Column("epsilon", Float, nullable=False),  # 0 in threshold mode
     Column("received_at_ms", BigInteger, nullable=False),
     Column("is_current", Boolean, nullable=False),
+)
+
+# How often current reports under a dictionary changed, and after how many changes every site was told.
+tellings: Final = Table(
+    "tellings",
+    METADATA,
+    Column("dictionary_digest", LargeBinary, primary_key=True),
+    Column("n_reported", BigInteger, nullable=False),
+    Column("n_told", BigInteger, nullable=False),
 )
 
 # The newest proposals to each site, for `synthedge-coordinator matches`.

@@ -5,7 +5,7 @@ since reports hold no totals. So the coordinator publishes a profile, the leave-
 other sites' reports, and the site compares it with its own true counts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -34,6 +34,8 @@ ABSENT_SHARE: Final = 0.1
 
 Status = Literal["confirmed", "suspected"]
 Kind = Literal["positives", "population"]
+# From one row per site to rows of sums over some of them.
+_Sums = Callable[[FloatArray], FloatArray]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -175,8 +177,7 @@ def hole_profile(others: Sequence[GridStatistics], min_others: int = 2) -> Voxel
         If there is no report, `min_others` is below 2, or the reports differ in their voxels.
     """
     _check_reports(others, min_others)
-    everybody = np.ones((1, len(others)), dtype=np.bool_)
-    return _profiles(others, everybody, min_others)[0]
+    return _profiles(others, _sum_of_all, min_others)[0]
 
 
 def leave_one_out_profiles(
@@ -204,8 +205,7 @@ def leave_one_out_profiles(
     if len(reports) < 2:
         return {}
     _check_reports(list(reports.values()), min_others)
-    others = ~np.eye(len(reports), dtype=np.bool_)
-    profiles = _profiles(list(reports.values()), others, min_others)
+    profiles = _profiles(list(reports.values()), _sums_without_each, min_others)
     return dict(zip(reports, profiles, strict=True))
 
 
@@ -334,16 +334,28 @@ def _check_counts(n_voxels: int, positives: IntArray, negatives: IntArray) -> No
         )
 
 
+def _sum_of_all(values: FloatArray) -> FloatArray:
+    total: FloatArray = values.sum(axis=0, keepdims=True)
+    return total
+
+
+def _sums_without_each(values: FloatArray) -> FloatArray:
+    """Per row, the sum of all others: of those before it and those behind it, so that nothing cancels."""
+    nothing = np.zeros((1, values.shape[1]))
+    before = np.concatenate([nothing, np.cumsum(values[:-1], axis=0)])
+    behind = np.concatenate([np.cumsum(values[:0:-1], axis=0)[::-1], nothing])
+    sums: FloatArray = before + behind
+    return sums
+
+
 def _profiles(
-    reports: Sequence[GridStatistics], averaged: BoolArray, min_others: int
+    reports: Sequence[GridStatistics], sums: _Sums, min_others: int
 ) -> list[VoxelProfile]:
-    """One profile per row of `averaged`, the mean over the reports the row marks."""
-    f, v_f, known = _means([r.positive_share for r in reports], averaged, min_others)
-    o, v_o, has_odds = _means([r.relative_odds for r in reports], averaged, min_others)
-    share, v_share, patients_known = _means(
-        [r.patient_share for r in reports], averaged, min_others
-    )
-    n_sites = averaged.sum(axis=1)
+    """One profile per row that `sums` makes of the reports."""
+    f, v_f, known = _means([r.positive_share for r in reports], sums, min_others)
+    o, v_o, has_odds = _means([r.relative_odds for r in reports], sums, min_others)
+    share, v_share, patients_known = _means([r.patient_share for r in reports], sums, min_others)
+    n_sites = sums(np.ones((len(reports), 1)))
     return [
         VoxelProfile(
             f=f[i],
@@ -354,31 +366,29 @@ def _profiles(
             share=share[i],
             v_share=v_share[i],
             patients_known=patients_known[i],
-            n_sites=int(n_sites[i]),
+            n_sites=int(n_sites[i, 0]),
         )
-        for i in range(len(averaged))
+        for i in range(len(f))
     ]
 
 
 def _means(
-    per_site: Sequence[FloatArray], averaged: BoolArray, min_others: int
+    per_site: Sequence[FloatArray], sums: _Sums, min_others: int
 ) -> tuple[FloatArray, FloatArray, BoolArray]:
     """Means, squared standard errors and whether enough sites are known; NaN marks unknown.
 
-    All three have one row per row of `averaged`, which marks the sites to average. Matrix products
-    rather than a loop: a thousand sites would need a thousand sums over a thousand sites.
+    All three have one row per row that `sums` makes of one row per site.
     """
     stacked = np.stack(per_site)
     is_number = ~np.isnan(stacked)
     # About the mean of all, so that the sums of squares do not cancel.
     centre = np.where(is_number, stacked, 0.0).sum(axis=0) / np.maximum(is_number.sum(axis=0), 1)
     deviations = np.where(is_number, stacked - centre, 0.0)
-    weights = averaged.astype(np.float64)
-    n = weights @ is_number
+    n = sums(is_number.astype(np.float64))
     known = n >= min_others
     divisor = np.where(known, n, 2.0)
-    shift = (weights @ deviations) / divisor
-    squares = np.maximum(weights @ deviations**2 - divisor * shift**2, 0.0)
+    shift = sums(deviations) / divisor
+    squares = np.maximum(sums(deviations**2) - divisor * shift**2, 0.0)
     variance = squares / (divisor - 1) / divisor
     # Rounding must not make a share negative.
     mean = np.maximum(centre + shift, 0.0)

@@ -111,6 +111,7 @@ async def test_reports_of_an_earlier_dictionary_are_neither_used_nor_taken(
     for i, hospital in enumerate((north, south)):
         await accept(hospital, SECOND)
         await report(hospital, i, SECOND)
+    await coordinator.everybody_is_told()
     # A third report is there, but of the first dictionary.
     assert kinds(await north.inbox(last)) == ["dictionary"]
     with pytest.raises(PolicyError, match="'west' has not accepted version 2"):
@@ -118,6 +119,7 @@ async def test_reports_of_an_earlier_dictionary_are_neither_used_nor_taken(
 
     await accept(west, SECOND)
     await report(west, 2, SECOND)
+    await coordinator.everybody_is_told()
 
     messages = await north.inbox(last)
     assert kinds(messages) == ["dictionary", "profile", "proposals"]

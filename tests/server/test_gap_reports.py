@@ -233,6 +233,7 @@ async def test_a_new_report_replaces_the_hints_of_the_older_ones(coordinator: Co
     before = await north.inbox()
 
     await south.submit(south.sign_as_steward(gap_report(*counts_of_site(4))))
+    await coordinator.everybody_is_told()
 
     after = await north.inbox()
     assert kinds(after) == ["profile", "proposals"]

@@ -67,6 +67,7 @@ async def enrolled(
             accept(opened[-1], steward())
             publish(opened[-1], steward())
         await exchange(*opened)
+        await coordinator.everybody_is_told()
         await exchange(*opened)  # the first to come has not seen the last
         for site in opened:
             for other in opened:

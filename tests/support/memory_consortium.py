@@ -30,7 +30,7 @@ from synthedge_client.enrolment import enrol_site
 from synthedge_client.releases import publish
 from synthedge_client.site import Site, open_site
 from synthedge_protocols.writer import sqlite_engine
-from synthedge_server import operations, serve
+from synthedge_server import operations, serve, telling
 from synthedge_server import store as server_store
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.operations import create_coordinator
@@ -262,8 +262,9 @@ class MemoryConsortium:
             (grpc, "secure_channel", self._channel),
             (grpc.aio, "server", self._server),
             (server_store, "sqlite_engine", self._engine),
-            # The housekeeping is a step of the test's.
+            # The housekeeping is a step of the test's, and tells whenever it is due.
             (serve.Coordinator, "_keep_house", lambda _: asyncio.Event().wait()),
+            (telling, "PAUSE_FACTOR", 0.0),
             (operations, "system_clock", self.clock),
             (store, "now_ms", self.clock),
         ):
@@ -327,6 +328,7 @@ class MemoryConsortium:
         """One round of the coordinator's housekeeping."""
         try:
             self._run(self.coordinator._tidy(set()))
+            self._run(self.coordinator._telling.tell_if_due())
         except CrashError:
             self._restart()
 
@@ -461,8 +463,10 @@ def new_consortium(
         site = consortium.open(name)
         accept(site, steward())
         publish(site, steward())
-    for name in [*tables, *tables]:
-        consortium.exchange(name)
+    for _ in range(2):  # the first to come has not seen the last
+        for name in tables:
+            consortium.exchange(name)
+        consortium.keep_house()
     for site in consortium.sites.values():
         for other in consortium.sites.values():
             if other is not site:

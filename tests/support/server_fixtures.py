@@ -15,6 +15,7 @@ import grpc
 import numpy as np
 import pytest_asyncio
 from google.protobuf.message import Message
+from sqlalchemy import select
 
 from synthedge_core.dictionary import Dictionary, parse_dictionary
 from synthedge_core.gap_score import voxel_statistics
@@ -29,11 +30,13 @@ from synthedge_protocols.tokens import EnrolmentToken
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import coordinator_pb2_grpc as rpc
 from synthedge_protocols.v1 import statements_pb2 as pb
+from synthedge_server import store
 from synthedge_server.enrolment import add_token
 from synthedge_server.folder import CoordinatorFolder
-from synthedge_server.operations import change, create_coordinator
+from synthedge_server.operations import change, create_coordinator, reading
 from synthedge_server.serve import Coordinator, running
 from synthedge_server.settings import Address
+from synthedge_server.telling import Telling
 
 CONSORTIUM = "test-consortium"
 DICTIONARY_TOML = """
@@ -296,12 +299,24 @@ class Consortium:
         self.folder = folder
         self.clock = clock
         self.sites_port = self.enrolment_port = 0
+        self.telling: Telling | None = None  # of the coordinator, if it runs in this process
         self.channels: list[grpc.aio.Channel] = []
         self.key_ids: dict[str, bytes] = {}
 
     def listens(self, coordinator: Coordinator) -> None:
         self.sites_port = coordinator.sites_port
         self.enrolment_port = coordinator.enrolment_port
+        self.telling = coordinator._telling
+
+    async def everybody_is_told(self) -> None:
+        """Wait until the coordinator has told all sites what follows from the reports it has."""
+        due = store.tellings.c.n_reported > store.tellings.c.n_told
+        with reading(self.folder) as engine, engine.connect() as connection:
+            while connection.execute(select(store.tellings).where(due)).first() is not None:
+                connection.rollback()
+                if self.telling is not None:
+                    await self.telling.tell_if_due()
+                await asyncio.sleep(0.005)
 
     @property
     def ca_pem(self) -> bytes:
@@ -355,6 +370,7 @@ class Consortium:
         for i, hospital in enumerate(hospitals):
             counts = counts_of_site(i, hole=7 if i == 0 else None)
             await hospital.submit(hospital.sign_as_steward(gap_report(*counts)))
+        await self.everybody_is_told()
         return hospitals
 
     async def close(self) -> None:
