@@ -48,6 +48,16 @@ def init(
             help="Name or address that sites reach it by, the first one for new sites; without it, where it listens."
         ),
     ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            help="An empty PostgreSQL database, postgresql://USER@HOST:5432/NAME; without it, SQLite in DIR."
+        ),
+    ] = None,
+    database_password_file: Annotated[
+        str | None,
+        typer.Option(help="File with its user's password, readable by its owner only."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a coordinator's folder: keys, certificate authority, database, settings."""
@@ -61,6 +71,8 @@ def init(
         listen=parse_address(listen),
         enrolment_listen=parse_address(enrolment_listen),
         hosts=tuple(host or ()),
+        database=database,
+        database_password_file=database_password_file,
     )
     emit(
         {"dir": str(folder), "consortium": name, "dictionary_digest": digest},

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 from sqlalchemy import Connection, insert, select
 
-from synthedge_protocols.errors import IdentityError, PolicyError
+from synthedge_protocols.errors import IdentityError, PolicyError, UnavailableError
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.statements import (
     STATEMENT_TYPES,
@@ -136,7 +136,9 @@ class Intake:
         )
 
     async def note_refusal(self, site: str, error: Exception) -> None:
-        """Write down that a statement of a site was refused, and why."""
+        """Write down that a statement of a site was refused, and why; one that could not be judged was not."""
+        if isinstance(error, UnavailableError):
+            return
         await self._ledger.write(
             lambda t: t.record(site, "statement-refused", type(error).__name__, str(error))
         )

@@ -48,6 +48,8 @@ class Transaction:
 
     def record(self, actor: str, action: str, subject: str, detail: str = "") -> None:
         """Add one audit event: who did what to what."""
+        # A reason may quote a peer, and PostgreSQL keeps no text with a NUL.
+        detail = detail.replace("\0", "\N{REPLACEMENT CHARACTER}")
         store.event_log.append(
             self.connection, self.now_ms, actor=actor, action=action, subject=subject, detail=detail
         )

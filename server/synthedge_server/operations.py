@@ -26,7 +26,14 @@ from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.ledger import Transaction, system_clock
 from synthedge_server.log_heads import create_log_key
 from synthedge_server.registries import Registries
-from synthedge_server.settings import Address, Settings, is_host, read_settings, settings_toml
+from synthedge_server.settings import (
+    Address,
+    Settings,
+    check_database,
+    is_host,
+    read_settings,
+    settings_toml,
+)
 from synthedge_server.standing import change_standing
 
 T = TypeVar("T")
@@ -40,6 +47,8 @@ def create_coordinator(
     listen: Address,
     enrolment_listen: Address,
     hosts: tuple[str, ...] = (),
+    database: str | None = None,
+    database_password_file: str | None = None,
 ) -> str:
     """Make a coordinator's folder: settings, authority, database with the dictionary.
 
@@ -54,6 +63,8 @@ def create_coordinator(
     listen, enrolment_listen : Address
     hosts : tuple of str
         Names or addresses that sites reach this coordinator by; none: where it listens.
+    database, database_password_file : str, optional
+        See `Settings`; the database must be empty.
 
     Returns
     -------
@@ -63,7 +74,9 @@ def create_coordinator(
     Raises
     ------
     UsageError
-        If the folder holds something already, or a host is neither a name nor an address.
+        If the folder or the database holds something already, or a host is neither a name nor an address.
+    UnavailableError
+        If the database cannot be reached.
     DictionaryError
         If the dictionary is not valid; nothing was made then.
     MalformedError
@@ -71,6 +84,8 @@ def create_coordinator(
     """
     check_name("consortium", name)
     dictionary = parse_dictionary(dictionary_toml)
+    if database is not None:
+        check_database(database)
     if folder.path.exists() and any(folder.path.iterdir()):
         raise UsageError(f"{folder.path} is not empty; name a new folder")
     for host in hosts:
@@ -78,13 +93,19 @@ def create_coordinator(
             raise UsageError(f"host {host[:100]!r} is neither a host name nor an IP address")
     names = tuple(dict.fromkeys(hosts or (_reachable(a.host) for a in (listen, enrolment_listen))))
     settings = Settings(
-        consortium=name, listen=listen, enrolment_listen=enrolment_listen, names=names
+        consortium=name,
+        listen=listen,
+        enrolment_listen=enrolment_listen,
+        names=names,
+        database=database,
+        database_password_file=database_password_file,
     )
+    # First what may fail because of somebody else: a folder that was begun would have to be deleted by hand.
     folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    engine = store.open_database(folder, settings, make=True)
     authority.create(folder, name, datetime.now(UTC))
     create_log_key(folder)
-    store.open_database(folder, make=True).dispose()
-    change(folder, lambda t: dictionaries.add(t, dictionary_toml))
+    _change(engine, lambda t: dictionaries.add(t, dictionary_toml))
     # Last: a folder without settings is not a coordinator's, whatever else an interrupted init left.
     folder.settings.write_text(settings_toml(settings), "utf-8")
     return dictionary.digest
@@ -186,8 +207,7 @@ def reading(folder: CoordinatorFolder) -> Iterator[Engine]:
     UnavailableError
         If the database cannot be opened.
     """
-    read_settings(folder.settings)
-    engine = store.open_database(folder)
+    engine = store.open_database(folder, read_settings(folder.settings))
     try:
         yield engine
     finally:
@@ -195,8 +215,11 @@ def reading(folder: CoordinatorFolder) -> Iterator[Engine]:
 
 
 def change(folder: CoordinatorFolder, function: Callable[[Transaction], T]) -> T:
-    """Apply one change to the database, beside a running `serve` or without one."""
-    engine = store.open_database(folder)
+    """Apply one change to the database, beside a running `serve` or without one; raises as `reading`."""
+    return _change(store.open_database(folder, read_settings(folder.settings)), function)
+
+
+def _change(engine: Engine, function: Callable[[Transaction], T]) -> T:
     writer = Writer(engine)
     try:
         return writer.submit(

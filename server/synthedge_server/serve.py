@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -122,10 +123,18 @@ class Coordinator:
         version = 0
         # Beside the rest: at a thousand sites it takes seconds.
         telling = asyncio.create_task(self._keep_telling())
+        waits = ""
         try:
             while True:
-                inactive = await self._tidy(inactive)
-                version = self._tell_of_dictionary(version)
+                try:
+                    inactive = await self._tidy(inactive)
+                    version = self._tell_of_dictionary(version)
+                    waits = ""
+                except UnavailableError as error:
+                    # A database that is away, or a full disk, comes back: what is due then is done then.
+                    if str(error) != waits:
+                        waits = str(error)
+                        log("housekeeping-waits", level=logging.ERROR, reason=waits)
                 await self._certificate.renew_if_due()
                 if telling.done():
                     await telling
@@ -135,7 +144,8 @@ class Coordinator:
 
     async def _keep_telling(self) -> None:
         while True:
-            await self._telling.tell_if_due()
+            with contextlib.suppress(UnavailableError):
+                await self._telling.tell_if_due()
             await asyncio.sleep(_TICK_S)
 
     async def _tidy(self, inactive_before: set[str]) -> set[str]:
@@ -210,7 +220,7 @@ async def running(
     limits = limits or Limits()
     settings = read_settings(folder.settings)
     with alone(folder):
-        engine = store.open_database(folder)
+        engine = store.open_database(folder, settings)
         writer = Writer(engine)
         try:
             ledger = Ledger(engine, writer, Spool(folder.spool), clock)

@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from synthedge_core.errors import UsageError
 from synthedge_core.toml_reader import TableReader
@@ -42,12 +43,18 @@ class Settings:
     names : tuple of str
         Host names and IP addresses that sites reach this coordinator by; they stand in its TLS certificate.
         The first one is what an enrolment token tells a site to connect to.
+    database : str, optional
+        URL of a PostgreSQL database, without a password; else SQLite in the folder.
+    database_password_file : str, optional
+        File with the password of the database's user; a relative path starts at the folder.
     """
 
     consortium: str
     listen: Address
     enrolment_listen: Address
     names: tuple[str, ...]
+    database: str | None = None
+    database_password_file: str | None = None
 
 
 def parse_address(text: str) -> Address:
@@ -74,6 +81,26 @@ def is_host(text: str) -> bool:
     except ValueError:
         return _HOST_NAME.fullmatch(text) is not None
     return True
+
+
+def check_database(url: str) -> None:
+    """Check the URL of a database.
+
+    Raises
+    ------
+    UsageError
+        If it is not one of PostgreSQL, or holds a password; the message repeats none of it.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("postgresql", "postgresql+psycopg") or not parts.path.strip("/"):
+        raise UsageError("the database is named as postgresql://USER@HOST:PORT/NAME")
+    if parts.password is not None or "password" in parts.query:
+        raise UsageError(
+            "the database's URL holds a password; give it by PGPASSFILE, PGPASSWORD or database_password_file"
+        )
 
 
 def parse_settings(text: str) -> Settings:
@@ -105,12 +132,26 @@ def parse_settings(text: str) -> Settings:
     names = reader.texts("names", required=True)
     if not all(is_host(name) for name in names):
         reader.note("names", "must be host names or IP addresses")
+    database = reader.text("database")
+    if database is not None:
+        try:
+            check_database(database)
+        except UsageError as error:
+            problems.append(f"coordinator.toml: {error}")
+    password_file = reader.text("database_password_file")
+    if password_file is not None and database is None:
+        reader.note("database_password_file", "is for a database named by 'database'")
     reader.finish()
     if problems:
         raise UsageError("; ".join(problems))
     listen, enrolment_listen = addresses
     return Settings(
-        consortium=consortium, listen=listen, enrolment_listen=enrolment_listen, names=names
+        consortium=consortium,
+        listen=listen,
+        enrolment_listen=enrolment_listen,
+        names=names,
+        database=database,
+        database_password_file=password_file,
     )
 
 
@@ -138,11 +179,16 @@ def settings_toml(settings: Settings) -> str:
     """Write the file that `parse_settings` reads back to the same settings."""
     import tomli_w
 
+    optional = {
+        "database": settings.database,
+        "database_password_file": settings.database_password_file,
+    }
     return tomli_w.dumps(
         {
             "consortium": settings.consortium,
             "listen": str(settings.listen),
             "enrolment_listen": str(settings.enrolment_listen),
             "names": list(settings.names),
+            **{key: value for key, value in optional.items() if value is not None},
         }
     )

@@ -25,10 +25,13 @@ from sqlalchemy import (
 )
 from sqlalchemy import Text as AnyText
 
+from synthedge_core.errors import UsageError
 from synthedge_protocols.event_log import EventLog
-from synthedge_protocols.schema import open_tables
+from synthedge_protocols.private_files import read_private_file
+from synthedge_protocols.schema import found_version, open_tables
 from synthedge_protocols.writer import sqlite_engine
 from synthedge_server.folder import CoordinatorFolder
+from synthedge_server.settings import Settings
 
 SCHEMA_VERSION: Final = 3
 METADATA: Final = MetaData()
@@ -257,32 +260,64 @@ event_log: Final = EventLog(METADATA, "actor", "action", "subject", "detail")
 events: Final = event_log.table
 
 
-def engine_of(folder: CoordinatorFolder) -> Engine:
-    """Open the coordinator's database, whatever it holds; raises UnavailableError if it cannot be opened."""
-    return sqlite_engine(folder.database)
+def engine_of(folder: CoordinatorFolder, settings: Settings) -> Engine:
+    """Open the coordinator's database, whatever it holds.
+
+    Raises
+    ------
+    UnavailableError
+        If it cannot be opened.
+    IdentityError
+        If the file with its password may be read by others.
+    """
+    if settings.database is None:
+        return sqlite_engine(folder.database)
+    # Most coordinators work on SQLite: their processes stay free of the driver.
+    from synthedge_server.postgres import postgres_engine
+
+    return postgres_engine(settings.database, database_password(folder, settings))
 
 
-def open_database(folder: CoordinatorFolder, *, make: bool = False) -> Engine:
+def database_password(folder: CoordinatorFolder, settings: Settings) -> str | None:
+    """Password that the settings' file holds, if they name one."""
+    if settings.database_password_file is None:
+        return None
+    return read_private_file(folder.path / settings.database_password_file).decode().strip()
+
+
+def open_database(folder: CoordinatorFolder, settings: Settings, *, make: bool = False) -> Engine:
     """Open the coordinator's database.
 
     Parameters
     ----------
     folder : CoordinatorFolder
+    settings : Settings
     make : bool
-        Whether it is a new one.
+        Whether it is a new one, to be filled with tables.
 
     Raises
     ------
-    UnavailableError
-        If it cannot be opened, is lost, or holds tables of another version.
+    UsageError
+        If it is to be new, and holds tables.
+    UnavailableError, IdentityError
+        As `engine_of`; also if it is lost, or holds tables of another version.
     """
-    engine = engine_of(folder)
-    open_tables(
-        engine,
-        METADATA,
-        SCHEMA_VERSION,
-        f"the coordinator's database '{folder.database}'",
-        make=make,
-        if_older=f"stop 'serve', then run 'synthedge-coordinator database upgrade --dir {folder.path}'",
-    )
+    name = f"the coordinator's database {settings.database or repr(str(folder.database))}"
+    engine = engine_of(folder, settings)
+    try:
+        if make:
+            with engine.connect() as connection:
+                if found_version(connection) is not None:
+                    raise UsageError(f"{name} holds tables already; name an empty one")
+        open_tables(
+            engine,
+            METADATA,
+            SCHEMA_VERSION,
+            name,
+            make=make,
+            if_older=f"stop 'serve', then run 'synthedge-coordinator database upgrade --dir {folder.path}'",
+        )
+    except BaseException:
+        engine.dispose()
+        raise
     return engine

@@ -29,9 +29,9 @@ def upgrade_database(folder: CoordinatorFolder) -> tuple[int, int]:
     UnavailableError
         If the database cannot be opened, or no revision leads from its tables to this program's.
     """
-    read_settings(folder.settings)
+    settings = read_settings(folder.settings)
     with alone(folder):
-        engine = store.engine_of(folder)
+        engine = store.engine_of(folder, settings)
         try:
             return upgrade_tables(engine)
         finally:

@@ -11,14 +11,18 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from typer.testing import CliRunner
 
+from postgres_server import PostgresServer
 from server_fixtures import new_folder
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.errors import UnavailableError
+from synthedge_protocols.writer import WRITES
 from synthedge_server import store
 from synthedge_server.cli import app
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.locks import alone
-from synthedge_server.upgrade import upgrade_database
+from synthedge_server.postgres import postgres_engine
+from synthedge_server.settings import read_settings
+from synthedge_server.upgrade import upgrade_database, upgrade_tables
 from write_golden_schema import golden, golden_versions
 
 OLDER = [version for version in golden_versions() if version < store.SCHEMA_VERSION]
@@ -34,6 +38,10 @@ def older(folder: CoordinatorFolder, version: int) -> None:
     folder.database.unlink()
     with closing(sqlite3.connect(folder.database)) as database:
         database.executescript(golden(version, "sqlite").read_text("utf-8"))
+
+
+def open_database(folder: CoordinatorFolder) -> None:
+    store.open_database(folder, read_settings(folder.settings)).dispose()
 
 
 def differences(engine: sa.Engine) -> list[object]:
@@ -64,17 +72,33 @@ def test_an_older_database_becomes_the_newest_with_every_row_kept(
     folder: CoordinatorFolder, version: int
 ) -> None:
     older(folder, version)
-    engine = store.engine_of(folder)
+    engine = store.engine_of(folder, read_settings(folder.settings))
     before = rows(engine)
     assert all(len(found) == 1 for found in before.values())
     assert upgrade_database(folder) == (version, store.SCHEMA_VERSION)
-    store.open_database(folder).dispose()
+    open_database(folder)
     assert differences(engine) == []
     after = rows(engine)
     # What a revision adds to a table it adds behind its columns; what it does more is tested by itself.
     assert {name: [row[: len(before[name][0])] for row in after[name]] for name in before} == before
     engine.dispose()
     assert upgrade_database(folder) == (store.SCHEMA_VERSION, store.SCHEMA_VERSION)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", OLDER)
+def test_an_older_database_on_postgresql_becomes_the_newest_with_every_row_kept(
+    postgres: PostgresServer, version: int
+) -> None:
+    engine = postgres_engine(postgres.new_database(), None)
+    with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
+        connection.exec_driver_sql(golden(version, "postgresql").read_text("utf-8"))
+    before = rows(engine)
+    assert upgrade_tables(engine) == (version, store.SCHEMA_VERSION)
+    assert differences(engine) == []
+    after = rows(engine)
+    assert {name: [row[: len(before[name][0])] for row in after[name]] for name in before} == before
+    engine.dispose()
 
 
 def test_commands_refuse_an_older_database_and_name_the_command_that_upgrades_it(
@@ -84,14 +108,14 @@ def test_commands_refuse_an_older_database_and_name_the_command_that_upgrades_it
     with pytest.raises(
         UnavailableError, match=r"version 1, .*run 'synthedge-coordinator database upgrade --dir "
     ):
-        store.open_database(folder)
+        open_database(folder)
 
 
 def test_a_newer_database_is_refused_by_everything(folder: CoordinatorFolder) -> None:
     with closing(sqlite3.connect(folder.database)) as database:
         database.execute("UPDATE schema_version SET version = 99")
         database.commit()
-    for use in (store.open_database, upgrade_database):
+    for use in (open_database, upgrade_database):
         with pytest.raises(UnavailableError, match=r"tables of version 99.* use the program that"):
             use(folder)
 

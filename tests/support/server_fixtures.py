@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 import pytest_asyncio
 from google.protobuf.message import Message
 from sqlalchemy import select
@@ -378,7 +379,14 @@ class Consortium:
             await channel.close()
 
 
-def new_folder(path: Path, *, sites_port: int = 0, enrolment_port: int = 0) -> CoordinatorFolder:
+def new_folder(
+    path: Path,
+    *,
+    sites_port: int = 0,
+    enrolment_port: int = 0,
+    database: str | None = None,
+    password_file: str | None = None,
+) -> CoordinatorFolder:
     folder = CoordinatorFolder(path)
     create_coordinator(
         folder,
@@ -386,15 +394,19 @@ def new_folder(path: Path, *, sites_port: int = 0, enrolment_port: int = 0) -> C
         dictionary_toml=DICTIONARY_TOML,
         listen=Address(host="127.0.0.1", port=sites_port),
         enrolment_listen=Address(host="127.0.0.1", port=enrolment_port),
+        database=database,
+        database_password_file=password_file,
     )
     return folder
 
 
 @pytest_asyncio.fixture
-async def coordinator(tmp_path: Path) -> AsyncIterator[Consortium]:
+async def coordinator(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Consortium]:
     """A coordinator in this process: real ports, real certificates, its own authority process."""
-    clock = Clock()
-    consortium = Consortium(new_folder(tmp_path / "coordinator"), clock)
+    clock, database = Clock(), None
+    if getattr(request, "param", "sqlite") == "postgresql":
+        database = request.getfixturevalue("postgres").new_database()
+    consortium = Consortium(new_folder(tmp_path / "coordinator", database=database), clock)
     async with running(consortium.folder, clock=clock, limits=LIMITS) as started:
         consortium.listens(started)
         yield consortium

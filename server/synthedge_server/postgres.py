@@ -1,0 +1,170 @@
+"""PostgreSQL as the coordinator's database: how it is opened, what is waited for, what an error is called.
+
+Rules
+-----
+* A transaction that writes holds one advisory lock: writers of several processes run one after the other, so that the
+  audit log stays one chain and messages become visible in the order of their numbers.
+* Everything else is read in one snapshot a transaction, and can write nothing.
+* What a caller hears of a failure names no host, user or database; the operator's log and the commands do.
+"""
+
+import logging
+import time
+from typing import Any, Final
+
+import psycopg
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.engine import URL, Dialect
+from sqlalchemy.engine.interfaces import ExceptionContext
+
+from synthedge_protocols.errors import MalformedError, UnavailableError
+from synthedge_protocols.writer import WRITES
+from synthedge_server.log import log
+
+WRITE_LOCK: Final = 0x5EDE_0001
+"""Held by the transaction that writes."""
+RUN_LOCK: Final = 0x5EDE_0002
+"""Shared by running coordinators; taken alone by who changes the tables."""
+_OLDEST: Final = 13
+_CONNECT_S: Final = 5
+# A write takes milliseconds. Who holds the lock and stalls for longer is cut off by the server, so that others go on.
+_TIMEOUTS: Final = (
+    "-c statement_timeout=30s -c lock_timeout=20s -c idle_in_transaction_session_timeout=15s"
+)
+_QUIET_S: Final = 10.0
+_DOWN_S: Final = 1.0
+
+
+def connect_arguments(text: str, password: str | None) -> dict[str, Any]:
+    """What psycopg is called with for a URL; what the URL says goes before our defaults."""
+    url = make_url(text)
+    arguments: dict[str, Any] = {
+        "connect_timeout": _CONNECT_S,
+        "application_name": "synthedge-coordinator",
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 15_000,
+        **url.translate_connect_args(username="user", database="dbname"),
+        **url.query,
+    }
+    arguments["options"] = f"{_TIMEOUTS} {arguments.get('options', '')}".strip()
+    if password is not None:
+        arguments["password"] = password
+    return arguments
+
+
+def postgres_engine(url: str, password: str | None) -> Engine:
+    """Open a database that is there, of a version and encoding that will do.
+
+    Parameters
+    ----------
+    url : str
+        As in coordinator.toml, checked.
+    password : str, optional
+        Else libpq finds it.
+
+    Raises
+    ------
+    UnavailableError
+        If it cannot be reached, refuses the user, does not exist, or will not do; of any use of the engine, if it
+        cannot be reached then.
+    """
+    arguments = connect_arguments(url, password)
+    _look(url, arguments)
+    engine = create_engine(
+        URL.create("postgresql+psycopg"),
+        connect_args=arguments,
+        pool_pre_ping=True,
+        hide_parameters=True,
+    )
+    down_until = told = 0.0
+
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Dialect, _record: Any, _args: Any, arguments: dict[str, Any]) -> Any:
+        nonlocal down_until
+        if time.monotonic() < down_until:
+            # Everybody would wait for the same time-out, one after the other.
+            raise UnavailableError(_AWAY)
+        try:
+            return dialect.connect(**arguments)
+        except psycopg.OperationalError:
+            down_until = time.monotonic() + _DOWN_S
+            raise
+
+    @event.listens_for(engine, "handle_error")
+    def explain(context: ExceptionContext) -> None:
+        nonlocal told
+        error = context.original_exception
+        if isinstance(error, psycopg.DataError):
+            raise MalformedError("a text holds characters that no database keeps") from None
+        if isinstance(error, _GONE):
+            if time.monotonic() - told > _QUIET_S:
+                told = time.monotonic()
+                log(
+                    "database-failed",
+                    level=logging.ERROR,
+                    error=type(error).__name__,
+                    reason=_first_line(error),
+                )
+            raise UnavailableError(_AWAY) from None
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get(WRITES, False)
+        raw: Any = connection.connection.dbapi_connection
+        # A writer must see what was committed while it waited for the lock; a snapshot would be older.
+        level = psycopg.IsolationLevel
+        raw.isolation_level = level.READ_COMMITTED if writes else level.REPEATABLE_READ
+        raw.read_only = not writes
+        if writes:
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITE_LOCK})")
+
+    return engine
+
+
+_AWAY: Final = (
+    "the coordinator's database cannot be used now; nothing was half-written: try again in a moment"
+)
+_GONE: Final = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+)
+
+
+def _look(url: str, arguments: dict[str, Any]) -> None:
+    name = f"the coordinator's database {url}"
+    try:
+        with psycopg.connect(**arguments) as connection:
+            version = connection.info.server_version // 10_000
+            encoding = connection.execute("SHOW server_encoding").fetchone()
+    except (psycopg.Error, UnicodeError) as error:
+        raise UnavailableError(f"{name} {_why(_first_line(error))}") from None
+    if version < _OLDEST:
+        raise UnavailableError(
+            f"{name} runs on PostgreSQL {version}; {_OLDEST} or a later one is needed"
+        )
+    if encoding != ("UTF8",):
+        raise UnavailableError(
+            f"{name} keeps text as {encoding and encoding[0]}; make one with UTF8 "
+            f"(createdb --encoding UTF8 --template template0 NAME)"
+        )
+
+
+def _why(line: str) -> str:
+    # Before somebody is let in libpq gives no code, only the server's sentence.
+    if "password" in line or "authentication" in line or "pg_hba" in line or "role" in line:
+        return (
+            f"lets nobody in: {line}; check the user in 'database' of coordinator.toml and the password "
+            "(PGPASSFILE, PGPASSWORD or database_password_file)"
+        )
+    if "does not exist" in line:
+        return f"is not there: {line}; make it with createdb, or correct 'database' in coordinator.toml"
+    return f"cannot be reached: {line}; check that PostgreSQL runs there, and 'database' in coordinator.toml"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

