@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from google.protobuf.message import Message
 
 from synthedge_client import dictionaries, outbound, rotation, store
+from synthedge_client.discovery import answer_round, is_over
 from synthedge_client.donating import forget_selection
 from synthedge_client.hints import check_profile, check_proposals
 from synthedge_client.log_heads import keep_peer_head
@@ -24,6 +25,7 @@ from synthedge_client.standing import peer_stands
 from synthedge_client.transfers import Transfer, get_transfer, insert_request, move, region_of
 from synthedge_client.withdrawals import keep_purge_report, take_receipt
 from synthedge_core.errors import SynthEdgeError
+from synthedge_protocols.discovery import check_round
 from synthedge_protocols.errors import (
     LifecycleError,
     MalformedError,
@@ -101,6 +103,9 @@ def _is_news(connection: sa.Connection, problem: str) -> bool:
 
 def apply(site: Site, message: wire.InboxMessage) -> None:
     """Apply one inbox message and mark it handled, in one transaction."""
+    if message.WhichOneof("body") == "round" and not is_over(message.round, store.now_ms()):
+        # Before the transaction: looking at the table takes a second or more, in which others must be able to write.
+        answer_round(site, message.round, "channel")
     with site.store.write() as connection:
         try:
             # Half of a refused message must not stay: the savepoint takes it back, the refusal stays.
@@ -130,6 +135,9 @@ def _apply(site: Site, connection: sa.Connection, message: wire.InboxMessage) ->
         _keep_hint(site, connection, kind, message.proposals)
     elif kind == "dictionary":
         dictionaries.remember(connection, message.dictionary)
+    elif kind == "round":
+        if is_over(check_round(message.round), store.now_ms()):
+            store.record(connection, "round was over", "agent", round=message.round.round_id.hex())
     elif kind == "statement":
         _apply_statement(site, connection, message.statement)
     elif kind == "shipment":

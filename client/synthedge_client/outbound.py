@@ -7,6 +7,7 @@ Rules
   privacy classes, rounded, shuffled, without local ids; a feature without a class leaves nothing. Combinations of
   quasi-identifiers that few rows share are coarsened or left empty (see `deidentify`).
 * `enqueue` is the only writer of the outbox, and the agent sends nothing but the outbox and sealed payloads.
+* Flower carries nothing but answers to rounds, which lie in the outbox too (see `build_answer`).
 """
 
 import secrets
@@ -24,6 +25,8 @@ from synthedge_core.dictionary import Dictionary, Feature
 from synthedge_core.errors import DisclosureRefusedError
 from synthedge_core.gap_score import voxel_statistics
 from synthedge_core.grids import NamedGrid
+from synthedge_protocols.discovery import Refusal
+from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 
 FloatArray = NDArray[np.float64]
@@ -79,6 +82,18 @@ def _grid_report(grid: NamedGrid, protected: ProtectedCounts) -> pb.GridReport:
     return pb.GridReport(
         grid=grid.name, positive_rate=float(statistics.grid_positive_rate), voxels=voxels
     )
+
+
+def build_answer(
+    asked: wire.DiscoveryRound, found: pb.SignedStatement | Refusal
+) -> pb.DiscoveryAnswer:
+    """The answer to a round: a report that was published before, or a reason of a fixed list; nothing else enters."""
+    answer = pb.DiscoveryAnswer(round_id=asked.round_id, dictionary_digest=asked.dictionary_digest)
+    if isinstance(found, Refusal):
+        answer.refusal = found.value
+    else:
+        answer.report.CopyFrom(found)
+    return answer
 
 
 def deidentify(values: FloatArray, dictionary: Dictionary, features: Sequence[str]) -> FloatArray:

@@ -258,6 +258,22 @@ def is_frozen(connection: sa.Connection) -> bool:
     return store.get_fact(connection, FROZEN) is not None
 
 
+def latest_statement(
+    connection: sa.Connection, dictionary_digest: str
+) -> pb.SignedStatement | None:
+    """The report that the others know, as it was last signed; None if none was published under a dictionary."""
+    table = store.releases
+    statement: bytes | None = connection.execute(
+        sa.select(table.c.statement)
+        .where(
+            (table.c.dictionary_digest == dictionary_digest) & table.c.published_at_ms.is_not(None)
+        )
+        .order_by(table.c.published_at_ms.desc())
+        .limit(1)
+    ).scalar_one_or_none()
+    return None if statement is None else pb.SignedStatement.FromString(statement)
+
+
 def _present(site: Site) -> tuple[PatientCounts, Disclosure]:
     disclosure = effective_disclosure(site.dictionary.policy, site.settings.disclosure)
     table = load_site_table(site.settings, site.dictionary)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from synthedge_core.errors import TableError
+from synthedge_protocols.discovery import ENGINES
 
 SITE_FILE = "site.toml"
 
@@ -46,6 +47,15 @@ class DisclosureSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DiscoverySettings:
+    """Which rounds of discovery are answered with the published report; no engines: none."""
+
+    engines: tuple[str, ...] = ENGINES
+    # Whether a report goes out again although the data changed since.
+    send_stale: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SiteSettings:
     """One site's folder and its site.toml.
 
@@ -62,6 +72,7 @@ class SiteSettings:
     label: LabelSettings = field(default_factory=LabelSettings)
     columns: dict[str, ColumnSettings] = field(default_factory=dict)
     disclosure: DisclosureSettings = field(default_factory=DisclosureSettings)
+    discovery: DiscoverySettings = field(default_factory=DiscoverySettings)
     approvals: int = 1
     # Features of every dictionary the site was told of: [columns] may describe them.
     known_features: frozenset[str] = frozenset()
@@ -94,7 +105,8 @@ def load_settings(folder: Path) -> SiteSettings:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TableError(f"{path} is not valid TOML ({error}); correct it") from None
-    _only(document, {"site", "consent", "stewards", "label", "columns", "disclosure"}, str(path))
+    tables = {"site", "consent", "stewards", "label", "columns", "disclosure", "discovery"}
+    _only(document, tables, str(path))
     site = _table(document, "site", path)
     _only(site, {"id", "data", "patient_id", "consent"}, f"[site] of {path}")
     for key in ("id", "data", "patient_id"):
@@ -112,6 +124,7 @@ def load_settings(folder: Path) -> SiteSettings:
         label=_label(_table(document, "label", path), path),
         columns={name: _column(name, table, path) for name, table in columns.items()},
         disclosure=_disclosure(_table(document, "disclosure", path), path),
+        discovery=_discovery(_table(document, "discovery", path), path),
         approvals=_approvals(_table(document, "stewards", path), path),
     )
 
@@ -199,6 +212,19 @@ def _disclosure(table: dict[str, Any], path: Path) -> DisclosureSettings:
         if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
             raise TableError(f"{key} in {where} must be {said}")
     return DisclosureSettings(**table)
+
+
+def _discovery(table: dict[str, Any], path: Path) -> DiscoverySettings:
+    where = f"[discovery] of {path}"
+    _only(table, {"engines", "send_stale"}, where)
+    engines, send_stale = table.get("engines", list(ENGINES)), table.get("send_stale", True)
+    if not isinstance(engines, list) or not set(map(str, engines)) <= set(ENGINES):
+        raise TableError(
+            f"engines in {where} must be a list of {' and '.join(ENGINES)}; [] answers no round"
+        )
+    if not isinstance(send_stale, bool):
+        raise TableError(f"send_stale in {where} must be true or false")
+    return DiscoverySettings(engines=tuple(engines), send_stale=send_stale)
 
 
 def _table(document: dict[str, Any], key: str, path: Path) -> dict[str, Any]:

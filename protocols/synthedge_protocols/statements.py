@@ -81,6 +81,8 @@ STATEMENT_TYPES: dict[str, StatementType] = {
     "renewal": StatementType(pb.Renewal, "site", under_dictionary=False),
     "dictionary-acceptance": StatementType(pb.DictionaryAcceptance, "steward"),
     "gap-report": StatementType(pb.GapReport, "steward"),
+    "discovery-answer": StatementType(pb.DiscoveryAnswer, "site", under_dictionary=False),
+    "flower-node": StatementType(pb.FlowerNode, "site", under_dictionary=False),
     "transfer-request": StatementType(pb.TransferRequest, "steward or policy"),
     "approval": StatementType(pb.Approval, "steward or policy"),
     "standing-policy": StatementType(pb.StandingPolicy, "steward"),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from synthedge_server import cli_database, cli_dictionary, cli_watch
+from synthedge_server import cli_database, cli_dictionary, cli_discovery, cli_watch
 from synthedge_server.console import EXIT_CODES, emit, run, table
 from synthedge_server.folder import CoordinatorFolder
 
@@ -228,6 +228,7 @@ def _table(data: list[dict[str, Any]]) -> str:
     return table(headers, [[str(row[key]) for key in headers] for row in data])
 
 
+app.command()(cli_discovery.discover)
 app.command()(cli_watch.transfers)
 app.command()(cli_watch.doctor)
 app.command()(cli_watch.console)

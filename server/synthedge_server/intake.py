@@ -22,10 +22,12 @@ from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import dictionaries, store
 from synthedge_server.broker import Broker
+from synthedge_server.flower_nodes import accept_node
 from synthedge_server.ledger import Ledger, Transaction
 from synthedge_server.log_heads import LogHeads
 from synthedge_server.registries import Registries
 from synthedge_server.rotation import accept_rotation, statement_key
+from synthedge_server.rounds import note_answer
 from synthedge_server.standing import OwnWill, refuse_if_closed
 from synthedge_server.withdrawals import Withdrawals
 
@@ -63,10 +65,13 @@ class Intake:
         self._consortium = consortium
         self._ledger = ledger
         self._limits = limits
+        self._registries = registries
         withdrawals = Withdrawals(broker, registries, limits)
         self._handlers: dict[str, Callable[[Transaction, Verified[Any]], None]] = {
             "dictionary-acceptance": dictionaries.accept,
             "gap-report": registries.accept,
+            "discovery-answer": partial(note_answer, take_report=self._take_report),
+            "flower-node": accept_node,
             "transfer-request": broker.request,
             "approval": broker.approve,
             "shipment": broker.ship,
@@ -115,6 +120,10 @@ class Intake:
                 return receipt
         verified = self.verified(site, signed, STATEMENT_TYPES[statement.type].message)
         return await self._ledger.write(lambda t: _act_once(t, verified, handler))
+
+    def _take_report(self, transaction: Transaction, site: str, signed: pb.SignedStatement) -> None:
+        """Take in a gap report that came inside a site's answer to a round, as if it had come alone."""
+        _act_once(transaction, self.verified(site, signed, pb.GapReport), self._registries.accept)
 
     def verified(
         self, site: str, signed: pb.SignedStatement, expected_type: type[M]

@@ -16,7 +16,7 @@ os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from synthedge_protocols.certificates import load_certificate
 from synthedge_protocols.errors import IdentityError, UnavailableError
@@ -120,7 +120,7 @@ class Coordinator:
     async def _keep_house(self) -> None:
         """Expire transfers, sweep the spool and cut off suspended sites, until cancelled."""
         inactive: set[str] = set()
-        version = 0
+        news = (0, 0)
         # Beside the rest: at a thousand sites it takes seconds.
         telling = asyncio.create_task(self._keep_telling())
         waits = ""
@@ -128,7 +128,7 @@ class Coordinator:
             while True:
                 try:
                     inactive = await self._tidy(inactive)
-                    version = self._tell_of_dictionary(version)
+                    news = self._tell_of_news(news)
                     waits = ""
                 except UnavailableError as error:
                     # A database that is away, or a full disk, comes back: what is due then is done then.
@@ -181,13 +181,15 @@ class Coordinator:
             self._ledger.wake()
         return inactive
 
-    def _tell_of_dictionary(self, version_before: int) -> int:
-        """Wake the sites when another process set a new dictionary and wrote to their inboxes."""
+    def _tell_of_news(self, before: tuple[int, int]) -> tuple[int, int]:
+        """Wake the sites when another process set a dictionary or opened a round: both are in their inboxes."""
         with self._ledger.engine.connect() as connection:
             version = dictionaries.newest(connection).version
-        if version != version_before:
+            opened = connection.execute(select(func.max(store.rounds.c.opened_at_ms))).scalar_one()
+        news = (version, opened or 0)
+        if news != before:
             self._ledger.wake()
-        return version
+        return news
 
 
 @asynccontextmanager

@@ -33,7 +33,7 @@ from synthedge_protocols.writer import sqlite_engine
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.settings import Settings
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 METADATA: Final = MetaData()
 # In the order of its bytes wherever it is kept, as SQLite has it, and not of some language.
 Text: Final = AnyText().with_variant(AnyText(collation="C"), "postgresql")
@@ -253,6 +253,36 @@ leases: Final = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("holder", Text, nullable=False),
     Column("until_ms", BigInteger, nullable=False),
+)
+
+# Rounds of discovery and what came of each site that was asked; outcome: one of `rounds.Outcome`.
+rounds: Final = Table(
+    "rounds",
+    METADATA,
+    Column("round_id", LargeBinary, primary_key=True),
+    Column("engine", Text, nullable=False),
+    Column("dictionary_digest", LargeBinary, nullable=False),
+    Column("opened_at_ms", BigInteger, nullable=False),
+    Column("deadline_ms", BigInteger, nullable=False),
+)
+round_answers: Final = Table(
+    "round_answers",
+    METADATA,
+    Column("round_id", LargeBinary, ForeignKey("rounds.round_id"), primary_key=True),
+    Column("site", Text, ForeignKey("sites.site"), primary_key=True),
+    Column("outcome", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("answered_at_ms", BigInteger),
+)
+
+# The key of each site's Flower SuperNode, as the site announced it; the statement is the evidence.
+flower_nodes: Final = Table(
+    "flower_nodes",
+    METADATA,
+    Column("site", Text, ForeignKey("sites.site"), primary_key=True),
+    Column("public_key", LargeBinary, nullable=False, unique=True),
+    Column("statement", LargeBinary, nullable=False),
+    Column("announced_at_ms", BigInteger, nullable=False),
 )
 
 # Who did what to what; written in the transaction of the change it tells about.

@@ -29,6 +29,8 @@ TYPES: dict[str, tuple[type[Message], str, bool]] = {
     "witnessed-head": (pb.WitnessedHead, "site", False),
     "dictionary-acceptance": (pb.DictionaryAcceptance, "steward", True),
     "gap-report": (pb.GapReport, "steward", True),
+    "discovery-answer": (pb.DiscoveryAnswer, "site", False),
+    "flower-node": (pb.FlowerNode, "site", False),
     "standing-policy": (pb.StandingPolicy, "steward", True),
     "transfer-request": (pb.TransferRequest, "steward or policy", True),
     "approval": (pb.Approval, "steward or policy", True),

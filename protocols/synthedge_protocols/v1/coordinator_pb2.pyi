@@ -208,6 +208,7 @@ class InboxMessage(_message.Message):
     WITHDRAWAL_FIELD_NUMBER: _builtins.int
     STANDING_FIELD_NUMBER: _builtins.int
     DICTIONARY_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """strictly increasing per site"""
     @_builtins.property
@@ -232,6 +233,10 @@ class InboxMessage(_message.Message):
     def dictionary(self) -> Global___DictionaryDocument:
         """a new one; to be accepted by a steward"""
 
+    @_builtins.property
+    def round(self) -> Global___DiscoveryRound:
+        """answered with a "discovery-answer" """
+
     def __init__(
         self,
         *,
@@ -244,12 +249,13 @@ class InboxMessage(_message.Message):
         withdrawal: _statements_pb2.SignedStatement | None = ...,
         standing: Global___SiteStanding | None = ...,
         dictionary: Global___DictionaryDocument | None = ...,
+        round: Global___DiscoveryRound | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "dictionary", b"dictionary", "ended", b"ended", "profile", b"profile", "proposals", b"proposals", "shipment", b"shipment", "standing", b"standing", "statement", b"statement", "withdrawal", b"withdrawal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "dictionary", b"dictionary", "ended", b"ended", "profile", b"profile", "proposals", b"proposals", "round", b"round", "shipment", b"shipment", "standing", b"standing", "statement", b"statement", "withdrawal", b"withdrawal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "dictionary", b"dictionary", "ended", b"ended", "profile", b"profile", "proposals", b"proposals", "sequence", b"sequence", "shipment", b"shipment", "standing", b"standing", "statement", b"statement", "withdrawal", b"withdrawal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "dictionary", b"dictionary", "ended", b"ended", "profile", b"profile", "proposals", b"proposals", "round", b"round", "sequence", b"sequence", "shipment", b"shipment", "standing", b"standing", "statement", b"statement", "withdrawal", b"withdrawal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["statement", "profile", "proposals", "shipment", "ended", "withdrawal", "standing", "dictionary"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["statement", "profile", "proposals", "shipment", "ended", "withdrawal", "standing", "dictionary", "round"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -282,6 +288,39 @@ class SiteStanding(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SiteStanding: _TypeAlias = SiteStanding  # noqa: Y015
+
+@_typing.final
+class DiscoveryRound(_message.Message):
+    """asks a site for the gap report it has published"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    DICTIONARY_DIGEST_FIELD_NUMBER: _builtins.int
+    OPENED_AT_MS_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    round_id: _builtins.bytes
+    """16 random bytes"""
+    dictionary_digest: _builtins.bytes
+    """of the current dictionary when it was opened"""
+    opened_at_ms: _builtins.int
+    deadline_ms: _builtins.int
+    """nobody waits for an answer after it"""
+    def __init__(
+        self,
+        *,
+        round_id: _builtins.bytes = ...,
+        dictionary_digest: _builtins.bytes = ...,
+        opened_at_ms: _builtins.int = ...,
+        deadline_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "dictionary_digest", b"dictionary_digest", "opened_at_ms", b"opened_at_ms", "round_id", b"round_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscoveryRound: _TypeAlias = DiscoveryRound  # noqa: Y015
 
 @_typing.final
 class HoleProfile(_message.Message):

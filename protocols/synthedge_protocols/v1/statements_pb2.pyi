@@ -408,6 +408,63 @@ class VoxelReport(_message.Message):
 Global___VoxelReport: _TypeAlias = VoxelReport  # noqa: Y015
 
 @_typing.final
+class DiscoveryAnswer(_message.Message):
+    """type "discovery-answer", signed by the site: whichever way it came, it is the site's"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    DICTIONARY_DIGEST_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    round_id: _builtins.bytes
+    dictionary_digest: _builtins.bytes
+    """the round's"""
+    refusal: _builtins.str
+    """instead of a report: a reason of discovery.py"""
+    @_builtins.property
+    def report(self) -> Global___SignedStatement:
+        """type "gap-report", as the site's steward signed it when it was published"""
+
+    def __init__(
+        self,
+        *,
+        round_id: _builtins.bytes = ...,
+        dictionary_digest: _builtins.bytes = ...,
+        report: Global___SignedStatement | None = ...,
+        refusal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dictionary_digest", b"dictionary_digest", "refusal", b"refusal", "report", b"report", "round_id", b"round_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscoveryAnswer: _TypeAlias = DiscoveryAnswer  # noqa: Y015
+
+@_typing.final
+class FlowerNode(_message.Message):
+    """type "flower-node", signed by the site: the key its Flower SuperNode runs under"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    public_key: _builtins.bytes
+    """EC P-384, SubjectPublicKeyInfo, DER"""
+    def __init__(
+        self,
+        *,
+        public_key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["public_key", b"public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlowerNode: _TypeAlias = FlowerNode  # noqa: Y015
+
+@_typing.final
 class TransferRequest(_message.Message):
     """---- transfers ------------------------------------------------------------------------------
 

@@ -1,0 +1,320 @@
+"""Rounds of discovery: one suite over both engines, on real sites and a real coordinator in one process."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from memory_consortium import MemoryConsortium, copied, new_consortium
+from sites import patients, steward
+from synthedge_client import store as site_store
+from synthedge_client.dictionaries import accept
+from synthedge_client.flower_app import make_client_app
+from synthedge_client.leaving import change_standing
+from synthedge_client.releases import FROZEN, publish
+from synthedge_core.errors import RefusedError, UsageError
+from synthedge_deploy.local_grid import LocalGrid
+from synthedge_protocols.discovery import Engine, Refusal
+from synthedge_protocols.flower_app import MESSAGE_TYPE, pack
+from synthedge_protocols.v1 import coordinator_pb2 as wire
+from synthedge_protocols.v1 import statements_pb2 as pb
+from synthedge_server import dictionaries, operations, store
+from synthedge_server.discovery import taking_in
+from synthedge_server.flower_round import ask_nodes
+from synthedge_server.rounds import close_round, open_round
+
+pytestmark = pytest.mark.slow
+NAMES = ("north", "south", "west")
+TIMEOUT_S = 60.0
+Outcomes = dict[str, tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three sites whose stewards published anew; their agents have not been running since."""
+    folder = tmp_path_factory.mktemp("consortium") / "template"
+    folder.mkdir()
+    consortium = new_consortium(
+        folder, north=patients("north"), south=patients("south"), west=patients("west")
+    )
+    for name in NAMES:
+        change_table(consortium, name, 20)
+        publish(consortium.sites[name], steward())
+    consortium.close()
+    return folder
+
+
+@pytest.fixture
+def consortium(template: Path, tmp_path: Path) -> Iterator[MemoryConsortium]:
+    opened = copied(template, tmp_path / "consortium")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(params=["channel", "flower"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    chosen: Engine = request.param
+    return chosen
+
+
+def change_table(consortium: MemoryConsortium, name: str, n: int) -> None:
+    rows = patients(name, positives=np.full((2, 4), n))
+    rows.to_csv(consortium.folder / f"{name}.csv", index=False)
+
+
+def client_app(consortium: MemoryConsortium) -> ClientApp:
+    def open_site(context: Context) -> Any:
+        return nullcontext(consortium.sites[str(context.node_config["site"])])
+
+    return make_client_app(open_site)
+
+
+def run_round(
+    consortium: MemoryConsortium,
+    engine: Engine,
+    sites: Sequence[str] = NAMES,
+    awake: Sequence[str] = NAMES,
+) -> Outcomes:
+    """One round; `awake` are the sites whose agent, or SuperNode, runs."""
+    folder = consortium.coordinator_folder
+    asked = operations.change(folder, lambda t: open_round(t, engine, sites, TIMEOUT_S))
+    unreached = {}
+    if engine == "channel":
+        for name in awake:
+            consortium.exchange(name)
+    else:
+        nodes = {name: i for i, name in enumerate(NAMES, start=1) if name in sites}
+        grid = LocalGrid(
+            client_app(consortium),
+            {i: {"site": name} for name, i in nodes.items()},
+            offline=[i for name, i in nodes.items() if name not in awake],
+        )
+        with taking_in(folder) as take:
+            unreached = ask_nodes(grid, asked, nodes, take, TIMEOUT_S)
+    closed = operations.change(folder, lambda t: close_round(t, asked.round_id, unreached))
+    return {row["site"]: (row["outcome"], row["reason"]) for row in closed}
+
+
+def stored(consortium: MemoryConsortium) -> dict[str, bytes]:
+    """The report the coordinator counts with, of every site."""
+    table = store.reports
+    with consortium.database.connect() as connection:
+        rows = connection.execute(
+            sa.select(table.c.site, table.c.payload).where(table.c.is_current)
+        )
+        return {row.site: row.payload for row in rows}
+
+
+def published(consortium: MemoryConsortium, name: str) -> bytes:
+    """The report a site's steward published last."""
+    table = site_store.releases
+    with consortium.sites[name].store.read() as connection:
+        report: bytes = connection.execute(
+            sa.select(table.c.report).order_by(table.c.published_at_ms.desc()).limit(1)
+        ).scalar_one()
+    return report
+
+
+def spent(consortium: MemoryConsortium, name: str) -> float:
+    table = site_store.releases
+    with consortium.sites[name].store.read() as connection:
+        return float(
+            connection.execute(
+                sa.select(sa.func.sum(table.c.epsilon)).where(table.c.spent_at_ms.is_not(None))
+            ).scalar_one()
+        )
+
+
+def set_discovery(consortium: MemoryConsortium, name: str, text: str) -> None:
+    with (consortium.folder / name / "site.toml").open("a") as file:
+        file.write(f"\n[discovery]\n{text}\n")
+    consortium.open(name)
+
+
+def test_a_round_brings_what_the_stewards_published_byte_for_byte(
+    consortium: MemoryConsortium, engine: Engine
+) -> None:
+    before = stored(consortium)
+    assert run_round(consortium, engine) == dict.fromkeys(NAMES, ("ok", ""))
+    assert stored(consortium) == {name: published(consortium, name) for name in NAMES}
+    assert all(stored(consortium)[name] != before[name] for name in NAMES)
+
+
+def test_repeated_rounds_store_the_same_bytes_and_cost_nothing(
+    consortium: MemoryConsortium, engine: Engine
+) -> None:
+    run_round(consortium, engine)
+    first = stored(consortium), [spent(consortium, name) for name in NAMES]
+    other: Engine = "flower" if engine == "channel" else "channel"
+    for again in (engine, other, engine):
+        assert run_round(consortium, again) == dict.fromkeys(NAMES, ("ok", ""))
+    assert (stored(consortium), [spent(consortium, name) for name in NAMES]) == first
+    with consortium.database.connect() as connection:
+        n_reports = connection.execute(
+            sa.select(sa.func.count()).select_from(store.reports)
+        ).scalar_one()
+    assert n_reports == 2 * len(NAMES)  # the first ones, and those published anew
+
+
+def test_only_named_sites_are_asked(consortium: MemoryConsortium, engine: Engine) -> None:
+    before = stored(consortium)
+    assert run_round(consortium, engine, ["south"]) == {"south": ("ok", "")}
+    if engine == "flower":  # an agent that runs sends its report anyway
+        assert stored(consortium)["north"] == before["north"]
+    with pytest.raises(UsageError, match="no site 'elsewhere' is enrolled"):
+        run_round(consortium, engine, ["elsewhere"])
+
+
+def test_a_site_that_is_not_there_is_said_to_be_offline(
+    consortium: MemoryConsortium, engine: Engine
+) -> None:
+    consortium.wait(0.03)  # longer than an agent that runs is not heard of
+    outcomes = run_round(consortium, engine, awake=("north", "south"))
+    assert outcomes.pop("west")[0] == "offline"
+    assert outcomes == {"north": ("ok", ""), "south": ("ok", "")}
+    assert run_round(consortium, engine)["west"] == ("ok", "")
+
+
+def test_a_site_toml_can_forbid_rounds_of_one_engine_or_all(
+    consortium: MemoryConsortium, engine: Engine
+) -> None:
+    other = "flower" if engine == "channel" else "channel"
+    set_discovery(consortium, "north", "engines = []")
+    set_discovery(consortium, "south", f'engines = ["{other}"]')
+    outcomes = run_round(consortium, engine)
+    refused = ("refused", Refusal.ENGINE.in_words)
+    assert outcomes == {"north": refused, "south": refused, "west": ("ok", "")}
+
+
+def test_a_round_publishes_nothing_that_no_steward_did(
+    consortium: MemoryConsortium, engine: Engine
+) -> None:
+    change_table(consortium, "north", 30)
+    before = published(consortium, "north"), spent(consortium, "north")
+    assert run_round(consortium, engine)["north"] == ("ok", "")
+    assert (published(consortium, "north"), spent(consortium, "north")) == before
+    set_discovery(consortium, "north", "send_stale = false")
+    assert run_round(consortium, engine)["north"] == ("refused", Refusal.STALE.in_words)
+    (consortium.folder / "north.csv").write_text("no table")
+    assert run_round(consortium, engine)["north"] == ("refused", Refusal.UNREADABLE.in_words)
+
+
+@pytest.mark.parametrize("refusal", [Refusal.FROZEN, Refusal.PAUSED])
+def test_a_site_that_may_not_report_says_why(
+    consortium: MemoryConsortium, engine: Engine, refusal: Refusal
+) -> None:
+    north = consortium.sites["north"]
+    if refusal is Refusal.PAUSED:
+        change_standing(north, "suspend", steward(), "we move house")
+    else:
+        with north.store.write() as connection:
+            site_store.set_fact(connection, FROZEN, "the ledger is behind")
+    assert run_round(consortium, engine)["north"] == ("refused", refusal.in_words)
+
+
+def test_under_a_new_dictionary_nothing_is_accepted_or_published_by_a_round(
+    consortium: MemoryConsortium, engine: Engine
+) -> None:
+    toml = operations.current_dictionary(consortium.coordinator_folder)
+    renamed = toml.replace('name = "', 'name = "new ', 1)
+    operations.change(consortium.coordinator_folder, lambda t: dictionaries.add(t, renamed))
+    consortium.exchange("north")
+    outcomes = run_round(consortium, engine)
+    assert set(outcomes.values()) == {("refused", Refusal.DICTIONARY.in_words)}
+    accept(consortium.sites["north"], steward())
+    consortium.open("north")
+    outcomes = run_round(consortium, engine)
+    assert outcomes["north"] == ("refused", Refusal.NOTHING.in_words)
+
+
+def test_an_answer_counts_for_the_site_that_signed_it_and_for_the_node_it_came_from(
+    consortium: MemoryConsortium,
+) -> None:
+    """South's SuperNode hands in what north signed: nobody is believed because of the channel."""
+    folder = consortium.coordinator_folder
+    asked = operations.change(folder, lambda t: open_round(t, "flower", NAMES, TIMEOUT_S))
+    grid = LocalGrid(client_app(consortium), {2: {"site": "north"}})
+    before = stored(consortium)
+    with taking_in(folder) as take:
+        unreached = ask_nodes(grid, asked, {"south": 2}, take, TIMEOUT_S)
+    outcome, reason = unreached["south"]
+    assert (outcome, reason) == (
+        "rejected",
+        "site 'south' handed in a statement of site 'north'",
+    )
+    assert stored(consortium) == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({"other": ConfigRecord({"message": b""})}),
+        RecordDict({"synthedge": ConfigRecord({"message": 5})}),
+        RecordDict({"synthedge": ConfigRecord({"message": b"", "more": 1})}),
+        pack(b"no protobuf"),
+        pack(wire.DiscoveryRound(round_id=b"short").SerializeToString()),
+    ],
+)
+def test_a_flower_message_that_is_no_round_is_answered_by_an_error(
+    consortium: MemoryConsortium, content: RecordDict
+) -> None:
+    grid = LocalGrid(client_app(consortium), {1: {"site": "north"}})
+    (reply,) = grid.send_and_receive([Message(content, 1, MESSAGE_TYPE)])
+    assert reply.has_error()
+    assert (reply.error.reason or "").startswith("MalformedError")
+
+
+@pytest.mark.parametrize(
+    "data", [b"no protobuf", b"", pb.SignedStatement(statement=b"x").SerializeToString()]
+)
+def test_a_reply_that_is_no_statement_is_said_to_be_none(
+    consortium: MemoryConsortium, data: bytes
+) -> None:
+    folder = consortium.coordinator_folder
+    asked = operations.change(folder, lambda t: open_round(t, "flower", ["north"], TIMEOUT_S))
+    app = ClientApp()
+
+    @app.query("gap_scan")
+    def lie(message: Message, context: Context) -> Message:
+        return Message(pack(data), reply_to=message)
+
+    with taking_in(folder) as take:
+        unreached = ask_nodes(LocalGrid(app, {1: {}}), asked, {"north": 1}, take, TIMEOUT_S)
+    assert unreached["north"][0] == "rejected"
+
+
+def test_an_answer_to_a_round_that_did_not_ask_is_refused(consortium: MemoryConsortium) -> None:
+    folder = consortium.coordinator_folder
+    asked = operations.change(folder, lambda t: open_round(t, "flower", ["south"], TIMEOUT_S))
+    grid = LocalGrid(client_app(consortium), {1: {"site": "north"}})
+    with taking_in(folder) as take:
+        unreached = ask_nodes(grid, asked, {"north": 1}, take, TIMEOUT_S)
+    assert "it was not asked in" in unreached["north"][1]
+
+
+def test_a_round_that_is_over_is_answered_by_nobody(consortium: MemoryConsortium) -> None:
+    folder = consortium.coordinator_folder
+    operations.change(folder, lambda t: open_round(t, "channel", ["north"], TIMEOUT_S))
+    consortium.wait(1.0)
+    consortium.exchange("north")
+    with consortium.sites["north"].store.read() as connection:
+        said = set(connection.execute(sa.select(site_store.events.c.what)).scalars())
+    assert "round was over" in said
+    assert "round answered" not in said
+
+
+def test_nobody_is_asked_who_was_suspended(consortium: MemoryConsortium, engine: Engine) -> None:
+    folder = consortium.coordinator_folder
+    operations.set_site_state(folder, "west", "suspended")
+    with pytest.raises(RefusedError, match="site 'west' is suspended; it cannot be asked"):
+        run_round(consortium, engine)
+    asked = operations.change(folder, lambda t: open_round(t, engine, None, TIMEOUT_S))
+    closed = operations.change(folder, lambda t: close_round(t, asked.round_id, {}))
+    assert [row["site"] for row in closed] == ["north", "south"]
