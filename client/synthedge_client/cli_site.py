@@ -160,6 +160,19 @@ def status(dir: FolderOption = HERE, json: JsonOption = False) -> None:
 
 
 @app.command()
+def ping(dir: FolderOption = HERE, json: JsonOption = False) -> None:
+    """Tell whether the agent reached the coordinator in the last five minutes; for health checks."""
+    from synthedge_client.ping import ping as look
+
+    silent_s = look(dir)
+    emit(
+        {"reached_seconds_ago": round(silent_s, 1)},
+        as_json=json,
+        render=lines(f"The agent reached the coordinator {silent_s:.0f} s ago."),
+    )
+
+
+@app.command()
 def run(
     once: Annotated[bool, typer.Option("--once", help="Exchange what waits, then end.")] = False,
     dir: FolderOption = HERE,

@@ -231,6 +231,7 @@ def _table(data: list[dict[str, Any]]) -> str:
 app.command()(cli_discovery.discover)
 app.command()(cli_watch.transfers)
 app.command()(cli_watch.doctor)
+app.command()(cli_watch.ping)
 app.command()(cli_watch.console)
 app.command("prove-blind")(cli_watch.prove_blind)
 

@@ -68,6 +68,14 @@ def doctor(folder: Dir = HERE, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+def ping(folder: Dir = HERE, as_json: Json = False) -> None:
+    """Tell whether the coordinator on this machine answers; for health checks."""
+    from synthedge_server.ping import ping as call
+
+    address = call(CoordinatorFolder(folder))
+    emit({"address": str(address)}, f"answers at {address}", as_json=as_json)
+
+
 @audit_app.command("verify")
 def audit_verify(folder: Dir = HERE, as_json: Json = False) -> None:
     """Recompute the audit log from its entries; sites do the same with what they were shown."""

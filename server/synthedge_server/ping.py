@@ -1,0 +1,55 @@
+"""Asks the coordinator on this machine whether it answers, as a site without a certificate would: over TLS."""
+
+import os
+from typing import Final
+
+# As in `serve`: nothing below TLS 1.3, no lines of gRPC's own.
+os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import grpc
+
+from synthedge_protocols.errors import UnavailableError
+from synthedge_server.folder import CoordinatorFolder
+from synthedge_server.settings import Address, read_settings
+
+_TIMEOUT_S: Final = 5.0
+# HealthCheckResponse with status SERVING; the health package itself is for the serving side.
+_SERVING: Final = b"\x08\x01"
+_LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what to dial instead
+
+
+def ping(folder: CoordinatorFolder) -> Address:
+    """Call the health service at the enrolment port; return the address that answered.
+
+    Raises
+    ------
+    UsageError
+        If the folder is not a coordinator's, or its port is 0.
+    UnavailableError
+        If nobody answers in 5 seconds, it is another consortium's coordinator, or it does not serve now.
+    """
+    settings = read_settings(folder.settings)
+    listen = settings.enrolment_listen
+    address = Address(host=_LOOPBACK.get(listen.host, listen.host), port=listen.port)
+    channel = grpc.secure_channel(
+        str(address),
+        grpc.ssl_channel_credentials(folder.ca_certificate.read_bytes()),
+        # Names are those that sites dial; here it is dialled where it listens.
+        options=[("grpc.ssl_target_name_override", settings.names[0])],
+    )
+    with channel:
+        check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            "/grpc.health.v1.Health/Check"
+        )
+        try:
+            answer = check(b"", timeout=_TIMEOUT_S)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                return address  # of a release without the health service: it answered
+            raise UnavailableError(
+                f"the coordinator at {address} does not answer ({error.code().name}); see its log"
+            ) from None
+    if answer != _SERVING:
+        raise UnavailableError(f"the coordinator at {address} answers, but does not serve now")
+    return address
