@@ -101,6 +101,7 @@ class Agent:
         self._attempts = Attempts()
         self._standing = StandingWork()
         self._has_compared = False
+        self._directory_version = b""
         self._duties = Duties()
 
     def receive(self) -> None:
@@ -135,13 +136,15 @@ class Agent:
                     log.warning("inbox stream ended (%s); connecting again", told)
             stop.wait(RECONNECT_S)
 
-    def refresh_peers(self) -> None:
-        """Learn of sites that enrolled, and of keys that changed."""
-        directory = self._connection.directory()
-        with self._site.store.write() as transaction:
-            refused = inbound.pin_peers(
-                transaction, self._site.settings, directory, self._site.consortium
-            )
+    def refresh_peers(self, *, anew: bool = False) -> None:
+        """Learn of sites that enrolled, and of keys that changed, since the last time or from the start."""
+        refused = []
+        for part in self._connection.directory(b"" if anew else self._directory_version):
+            with self._site.store.write() as transaction:
+                refused += inbound.pin_peers(
+                    transaction, self._site.settings, part, self._site.consortium
+                )
+            self._directory_version = part.version
         for problem in refused:
             log.error("%s", problem)
 
@@ -201,7 +204,7 @@ class Agent:
             messages = [wire.InboxMessage.FromString(blob) for blob in blobs]
             peers = set(transaction.execute(sa.select(store.peers.c.site)).scalars())
         if any(_signer(message) not in (None, *peers) for message in messages):
-            self.refresh_peers()  # the signer may have enrolled after this agent last looked
+            self.refresh_peers(anew=True)  # the signer may have enrolled a moment ago
         for message in messages:
             inbound.apply(self._site, message)
         return bool(messages)

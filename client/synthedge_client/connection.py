@@ -20,6 +20,7 @@ from synthedge_protocols.certificates import load_certificate, pem
 from synthedge_protocols.errors import (
     ERROR_NAME_KEY,
     DeadlineError,
+    LimitExceededError,
     ProtocolError,
     UnavailableError,
     from_status,
@@ -174,10 +175,27 @@ class Connection:
                 wire.InboxRequest(after=after, follow=follow), timeout=timeout
             )
 
-    def directory(self) -> wire.Directory:
-        """The keys of all sites."""
-        with _as_protocol_errors(self._address):
-            return self._stub.GetDirectory(wire.DirectoryRequest(), timeout=LIMITS.call_timeout_s)
+    def directory(self, since: bytes = b"") -> Iterator[wire.Directory]:
+        """The keys of all sites, or of those that changed since a version, part by part.
+
+        Raises
+        ------
+        LimitExceededError
+            Also if it does not end.
+        """
+        n_sites, is_more = 0, True
+        while is_more:
+            request = wire.DirectoryRequest(since=since, in_parts=True)
+            with _as_protocol_errors(self._address):
+                part = self._stub.GetDirectory(request, timeout=LIMITS.call_timeout_s)
+            n_sites += len(part.sites)
+            if n_sites > LIMITS.sites or (part.more and not part.sites):
+                raise LimitExceededError(
+                    f"the coordinator's directory does not end after {n_sites} sites; at most {LIMITS.sites} "
+                    "are read"
+                )
+            yield part
+            since, is_more = part.version, part.more
 
     def dictionary(self) -> wire.DictionaryDocument:
         """The consortium's current dictionary."""

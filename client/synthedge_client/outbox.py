@@ -85,7 +85,7 @@ def _submit(connection: Connection, signed: pb.SignedStatement) -> str | None:
         raise
     except IdentityError as error:
         # Of this statement, or of the site as a whole, suspended for example? A harmless question tells.
-        connection.directory()
+        connection.dictionary()
         return str(error)
     except ProtocolError as error:
         if type(error) is ProtocolError:

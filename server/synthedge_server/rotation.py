@@ -1,5 +1,7 @@
 """New keys of an enrolled site: accepted when the old key signed them, shown to the others, never believed for them."""
 
+from collections.abc import Collection
+
 from google.protobuf.message import DecodeError, Message
 from sqlalchemy import Connection, func, insert, select, update
 
@@ -141,18 +143,20 @@ def statement_key(
     return current
 
 
-def directory_entries(connection: Connection) -> list[pb.SiteKeys]:
-    """Keys of all active sites, each with the rotations that led to them."""
+def directory_entries(connection: Connection, of: Collection[str]) -> list[pb.SiteKeys]:
+    """Keys of some sites that are active, each with the rotations that led to them; in order of their names."""
     sites, keys, rotations = store.sites, store.keys, store.rotations
     steps: dict[str, list[pb.SignedStatement]] = {}
     for row in connection.execute(
-        select(rotations.c.site, rotations.c.statement).order_by(rotations.c.site, rotations.c.step)
+        select(rotations.c.site, rotations.c.statement)
+        .where(rotations.c.site.in_(of))
+        .order_by(rotations.c.site, rotations.c.step)
     ):
         steps.setdefault(row.site, []).append(pb.SignedStatement.FromString(row.statement))
     rows = connection.execute(
         select(sites.c.site, sites.c.statement_public_key, keys.c.statement)
         .join(keys, keys.c.key_id == sites.c.hpke_key_id)
-        .where(sites.c.state == "active")
+        .where(sites.c.state == "active", sites.c.site.in_(of))
         .order_by(sites.c.site)
     )
     return [

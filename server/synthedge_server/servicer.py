@@ -16,6 +16,7 @@ from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import dictionaries
 from synthedge_server.broker import Broker
 from synthedge_server.callers import Callers, Context
+from synthedge_server.directory import KeyDirectory
 from synthedge_server.divergence import compare
 from synthedge_server.inbox import messages_after
 from synthedge_server.intake import Intake
@@ -23,7 +24,6 @@ from synthedge_server.ledger import Ledger
 from synthedge_server.log_heads import LogHeads
 from synthedge_server.releases import received_releases
 from synthedge_server.renewal import Renewal
-from synthedge_server.rotation import directory_entries
 from synthedge_server.streams import Streams
 from synthedge_server.transfer_records import transfer_of
 from synthedge_server.withdrawals import open_notices
@@ -63,6 +63,7 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
         self._heads = heads
         self._ledger = ledger
         self._limits = limits
+        self._directory = KeyDirectory(limits)
         self._streams = Streams(callers, broker, ledger, limits)
         self._is_stopping = False
         self._challenges: dict[str, bytes] = {}
@@ -118,9 +119,9 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
     async def GetDirectory(
         self, request: wire.DirectoryRequest, context: Context
     ) -> wire.Directory:
-        """List the keys of all active sites."""
+        """List the keys of all active sites, or of those that changed since an earlier answer."""
         with self._ledger.engine.connect() as connection:
-            return wire.Directory(sites=directory_entries(connection))
+            return self._directory.answer(connection, request)
 
     async def GetDictionary(
         self, request: wire.DictionaryRequest, context: Context

@@ -157,7 +157,7 @@ def test_a_coordinator_restored_from_a_backup_freezes_sites_and_gets_what_it_los
     with pytest.raises(RefusedError, match="read its inbox to number"):
         exchange(consortium, "south")
     with pytest.raises(IdentityError, match="suspended"):
-        consortium.connect("north").directory()
+        consortium.connect("north").dictionary()
     for name in ("north", "south"):
         operations.recover_site(consortium.coordinator_folder, name)
     sent_again = [

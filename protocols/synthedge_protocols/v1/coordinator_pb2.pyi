@@ -542,12 +542,21 @@ Global___TransferEnded: _TypeAlias = TransferEnded  # noqa: Y015
 class DirectoryRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    SINCE_FIELD_NUMBER: _builtins.int
+    IN_PARTS_FIELD_NUMBER: _builtins.int
+    since: _builtins.bytes
+    """`version` of an earlier answer: only what changed behind it; empty: everything"""
+    in_parts: _builtins.bool
+    """the caller asks on while there is more; else all comes in one message, if it fits"""
     def __init__(
         self,
+        *,
+        since: _builtins.bytes = ...,
+        in_parts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_parts", b"in_parts", "since", b"since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -558,16 +567,24 @@ class Directory(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SITES_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    version: _builtins.bytes
+    """opaque: for the next request's `since`"""
+    more: _builtins.bool
+    """ask again with `version`"""
     @_builtins.property
     def sites(self) -> _containers.RepeatedCompositeFieldContainer[_statements_pb2.SiteKeys]: ...
     def __init__(
         self,
         *,
         sites: _abc.Iterable[_statements_pb2.SiteKeys] | None = ...,
+        version: _builtins.bytes = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sites", b"sites"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "sites", b"sites", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
