@@ -143,6 +143,12 @@ def list_sites(connection: Connection, now_ms: int) -> list[SiteRow]:
             )
         )
     }
+    divergences = store.divergences.c
+    frozen = set(
+        connection.execute(
+            select(divergences.site).where(divergences.recovered_at_ms.is_(None))
+        ).scalars()
+    )
     log_seen: dict[str, int] = {}
     for row in connection.execute(select(store.site_heads).order_by(store.site_heads.c.size)):
         log_seen[row.site] = row.seen_at_ms
@@ -167,7 +173,9 @@ def list_sites(connection: Connection, now_ms: int) -> list[SiteRow]:
                 reported=when(reported.get(row.site)),
                 log_seen=when(log_seen.get(row.site)),
                 open_transfers=n_open.get(row.site, 0),
-                problem=_site_problem(
+                problem=f"{row.reason}; decide: 'synthedge-coordinator sites recover {row.site}'"
+                if row.site in frozen
+                else _site_problem(
                     row, now_ms, expires_ms, accepted.get(row.site, 0), current.version
                 ),
             )

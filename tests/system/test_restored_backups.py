@@ -16,6 +16,7 @@ from synthedge_client.status import summarise
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.errors import IdentityError
 from synthedge_server import operations
+from synthedge_server.doctor import examine
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,8 @@ def test_a_donor_restored_from_a_backup_is_frozen_and_what_it_forgot_is_revoked(
     assert summarise(south)["frozen"].startswith("frozen, the site's database is older")
     with pytest.raises(RefusedError, match="synthedge site recover"):
         exchange(consortium, "south")
+    found = examine(consortium.coordinator_folder)
+    assert [p.what for p in found if "sites recover south" in p.what]
     with pytest.raises(RefusedError, match="sites recover south"):
         operations.set_site_state(consortium.coordinator_folder, "south", "active")
 
