@@ -139,6 +139,9 @@ class Matcher:
         self._min_others = min_others
         self._n_donors = n_donors
         self._n_kept = n_donors * self._strategy.most_per_donor
+        vectors = self._strategy.vectors
+        self._distances: FloatArray = np.linalg.norm(vectors[:, None] - vectors, axis=2)
+        # In order of their names; `_row_of_code` and the rows of `_needs` (one column a place) keep to it.
         self._members: dict[str, _Member] = {}
         self._n_codes = 0
         self._masks: list[BoolArray] = []
@@ -174,6 +177,11 @@ class Matcher:
         self._renew(list(stay.values()), news, lost, index)
         self._renew(news, [], np.ones(sum(len(m.place) for m in news), dtype=np.bool_), index)
         self._members = {member.site: member for member in everybody}
+        self._row_of_code = np.full(self._n_codes + 1, -1, dtype=np.int64)
+        self._row_of_code[index.codes] = np.arange(len(everybody))
+        self._needs = np.full((len(everybody), len(self._place)), np.inf)
+        for row, member in enumerate(everybody):
+            self._needs[row, member.place] = member.need
         self._profiles = {}
         for grid in self._grids:
             published = {
@@ -208,21 +216,40 @@ class Matcher:
             raise GridError(f"site {site!r} has no report")
         if len(self._members) <= self._min_others:
             return []
-        names = {member.code: name for name, member in self._members.items()}
-        member, found = self._members[site], []
-        for i in np.argsort(member.place, kind="stable"):
-            if not self._is_gap(member, int(i)):
-                continue
-            ranked = sorted(
-                self._key(member, int(i), int(slot), names)
-                for slot in np.flatnonzero(member.owner[i] >= 0)
+        member, n_members = self._members[site], len(self._members)
+        gaps = np.array(
+            [i for i in np.argsort(member.place, kind="stable") if self._is_gap(member, int(i))],
+            dtype=np.int64,
+        )
+        i_gap, slot = np.nonzero(member.owner[gaps] >= 0)
+        i = gaps[i_gap]
+        here, there = member.place[i], member.donor_place[i, slot]
+        donor = self._row_of_code[member.owner[i, slot]]
+        # Single precision differs by the order of summation; two floats of one distance must not.
+        similarity = np.round(member.similarity[i, slot].astype(np.float64), 5)
+        need = self._needs[donor, there]
+        order = np.lexsort(
+            (donor, need, self._distances[here, there], -similarity, here != there, i_gap)
+        )
+        # The best place of every donor, then the best donors.
+        _, first = np.unique((i_gap * n_members + donor)[order], return_index=True)
+        best = order[np.sort(first)]
+        start = np.searchsorted(i_gap[best], i_gap[best])
+        rank = np.arange(len(best)) - start + 1
+        names = list(self._members)
+        return [
+            self._match(
+                member,
+                int(i[k]),
+                donor=names[donor[k]],
+                there=int(there[k]),
+                need=float(need[k]),
+                similarity=float(similarity[k]),
+                rank=int(r),
             )
-            taken: dict[str, int] = {}
-            for *_, donor, slot in ranked:
-                taken.setdefault(donor, slot)
-            for rank, (donor, slot) in enumerate(list(taken.items())[: self._n_donors], start=1):
-                found.append(self._match(member, int(i), donor, slot, rank))
-        return found
+            for k, r in zip(best, rank, strict=True)
+            if r <= self._n_donors
+        ]
 
     def _is_gap(self, member: _Member, i: int) -> bool:
         if self._name == "seed":
@@ -236,29 +263,20 @@ class Matcher:
             and -member.need[i] < profile.f[voxel]
         )
 
-    def _key(
-        self, member: _Member, i: int, slot: int, names: Mapping[int, str]
-    ) -> tuple[bool, float, float, float, str, int]:
-        here, there = int(member.place[i]), int(member.donor_place[i, slot])
-        vectors = self._strategy.vectors
-        # Of the same two places every pair has the same distance; two floats of it must not differ.
-        similarity = round(float(member.similarity[i, slot]), 5)
-        distance = float(np.linalg.norm(vectors[here] - vectors[there]))
-        donor = names[int(member.owner[i, slot])]
-        need = self._need(donor, there)
-        return (here != there, -similarity, distance, need, donor, slot)
-
-    def _need(self, site: str, place: int) -> float:
-        member = self._members[site]
-        return float(member.need[np.flatnonzero(member.place == place)[0]])
-
-    def _match(self, member: _Member, i: int, donor: str, slot: int, rank: int) -> DonorMatch:
-        here, there = int(member.place[i]), int(member.donor_place[i, slot])
+    def _match(
+        self,
+        member: _Member,
+        i: int,
+        *,
+        donor: str,
+        there: int,
+        need: float,
+        similarity: float,
+        rank: int,
+    ) -> DonorMatch:
+        here = int(member.place[i])
         (grid, voxel), (donor_grid, donor_voxel) = self._place[here], self._place[there]
-        need = self._need(donor, there)
         if self._name == "seed":
-            # To the digits that single precision holds in any order of summation.
-            similarity = round(float(min(1.0, member.similarity[i, slot])), 5)
             reason = seed_in_words(
                 label=grid.label(voxel),
                 recipient=member.site,
