@@ -16,7 +16,7 @@ import json
 import secrets
 from typing import Any, Final
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.lifecycle import Event, State, is_final
@@ -37,7 +37,6 @@ def compare(
     broker: Broker,
     site: str,
     request: wire.CompareRequest,
-    challenges: dict[str, bytes],
 ) -> wire.CompareAnswer:
     """Answer what differs; freeze the site if anything does.
 
@@ -49,11 +48,13 @@ def compare(
         Who asks, as authenticated.
     request : CompareRequest
         What the site remembers.
-    challenges : dict of str to bytes
-        By site: what its next request has to carry to count; changed here.
     """
-    expected = challenges.pop(site, b"")
     connection = transaction.connection
+    expected = connection.execute(
+        delete(store.challenges)
+        .where(store.challenges.c.site == site)
+        .returning(store.challenges.c.challenge)
+    ).scalar_one_or_none()
     sent, unsent = set(request.sent), set(request.unsent)
     statements = store.statements
     known = set(
@@ -82,8 +83,9 @@ def compare(
     if not reasons:
         return wire.CompareAnswer()
     if not expected or request.challenge != expected:
-        challenges[site] = secrets.token_bytes(16)
-        return wire.CompareAnswer(challenge=challenges[site])
+        challenge = secrets.token_bytes(16)
+        connection.execute(insert(store.challenges).values(site=site, challenge=challenge))
+        return wire.CompareAnswer(challenge=challenge)
     older = "site" if forgotten else "coordinator"
     reason = f"frozen, the {older}'s database is older than the other one: {'; '.join(reasons)}"
     transfers = {row.transfer_id.hex() for row in forgotten if row.transfer_id is not None}

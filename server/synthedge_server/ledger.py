@@ -1,23 +1,29 @@
 """Every change of the coordinator's state: one transaction, with its audit events and inbox messages."""
 
 import asyncio
+import copy
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from sqlalchemy import Connection, delete, insert, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.engine import Engine
 
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.writer import Writer
 from synthedge_server import store
+from synthedge_server.lease import Lease
 from synthedge_server.relay import Spool
 
 T = TypeVar("T")
 
 # Hints: a newer one makes an undelivered older one worthless.
 SUPERSEDED: Final = ("profile", "proposals")
+CHANNEL: Final = "synthedge_inbox"
+# What PostgreSQL carries in one notification is 8000 bytes; more sites than this are all sites.
+_MAX_NAMED: Final = 100
 
 
 def system_clock() -> int:
@@ -87,6 +93,12 @@ class Transaction:
         )
         self.woken.add(site)
 
+    def announce(self, sender: str = "") -> None:
+        """Let the other processes on a PostgreSQL hear, once the change is durable, whose inboxes grew."""
+        if self.woken and self.connection.dialect.name == "postgresql":
+            sites = " ".join(sorted(self.woken)) if len(self.woken) <= _MAX_NAMED else ""
+            self.connection.execute(select(func.pg_notify(CHANNEL, f"{sender} {sites}")))
+
 
 class Ledger:
     """The coordinator's database: one writer, any number of readers.
@@ -116,6 +128,8 @@ class Ledger:
         # When each site last called; written down by and by, see `standing.Watch`.
         self.seen: dict[str, int] = {}
         self._writer = writer
+        self._name = secrets.token_hex(8)
+        self._lease: Lease | None = None
         self._bells: dict[str, set[asyncio.Event]] = {}
 
     async def write(self, change: Callable[[Transaction], T]) -> T:
@@ -138,8 +152,12 @@ class Ledger:
         transactions: list[Transaction] = []
 
         def apply(connection: Connection) -> T:
+            if self._lease is not None:
+                self._lease.require(connection)
             transactions.append(Transaction(connection, self.clock()))
-            return change(transactions[0])
+            changed = change(transactions[0])
+            transactions[0].announce(self._name)
+            return changed
 
         result = await self._writer.write(apply)
         (transaction,) = transactions
@@ -148,6 +166,19 @@ class Ledger:
         for key in transaction.discarded:
             await asyncio.to_thread(self.spool.delete, key)
         return result
+
+    def under(self, lease: Lease | None) -> "Ledger":
+        """The same ledger for who keeps house: a change is refused unless this process holds the lease."""
+        kept = copy.copy(self)
+        kept._lease = lease
+        return kept
+
+    def hear(self, payload: str) -> None:
+        """Wake the inboxes that another process announced."""
+        sender, *sites = payload.split(" ")
+        if sender != self._name:
+            for site in sites:
+                self.wake(site or None)
 
     def listen(self, site: str) -> asyncio.Event:
         """Return an event that is set whenever the site's inbox grew; give it back to `unlisten`."""

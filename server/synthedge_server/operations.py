@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from synthedge_core.dictionary import parse_dictionary
 from synthedge_core.errors import UsageError
@@ -220,11 +220,15 @@ def change(folder: CoordinatorFolder, function: Callable[[Transaction], T]) -> T
 
 
 def _change(engine: Engine, function: Callable[[Transaction], T]) -> T:
+    def apply(connection: Connection) -> T:
+        transaction = Transaction(connection, system_clock())
+        result = function(transaction)
+        transaction.announce()
+        return result
+
     writer = Writer(engine)
     try:
-        return writer.submit(
-            lambda connection: function(Transaction(connection, system_clock()))
-        ).result()
+        return writer.submit(apply).result()
     finally:
         writer.close()
         engine.dispose()

@@ -10,6 +10,8 @@ Rules
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
@@ -17,6 +19,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL, Dialect
 from sqlalchemy.engine.interfaces import ExceptionContext
 
+from synthedge_core.errors import RefusedError
 from synthedge_protocols.errors import MalformedError, UnavailableError
 from synthedge_protocols.writer import WRITES
 from synthedge_server.log import log
@@ -35,27 +38,8 @@ _QUIET_S: Final = 10.0
 _DOWN_S: Final = 1.0
 
 
-def connect_arguments(text: str, password: str | None) -> dict[str, Any]:
-    """What psycopg is called with for a URL; what the URL says goes before our defaults."""
-    url = make_url(text)
-    arguments: dict[str, Any] = {
-        "connect_timeout": _CONNECT_S,
-        "application_name": "synthedge-coordinator",
-        "keepalives_idle": 10,
-        "keepalives_interval": 5,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 15_000,
-        **url.translate_connect_args(username="user", database="dbname"),
-        **url.query,
-    }
-    arguments["options"] = f"{_TIMEOUTS} {arguments.get('options', '')}".strip()
-    if password is not None:
-        arguments["password"] = password
-    return arguments
-
-
-def postgres_engine(url: str, password: str | None) -> Engine:
-    """Open a database that is there, of a version and encoding that will do.
+def connect_arguments(url: str, password: str | None = None) -> dict[str, Any]:
+    """What psycopg is called with for a URL; what the URL says goes before our defaults.
 
     Parameters
     ----------
@@ -63,6 +47,33 @@ def postgres_engine(url: str, password: str | None) -> Engine:
         As in coordinator.toml, checked.
     password : str, optional
         Else libpq finds it.
+    """
+    parts = make_url(url)
+    arguments: dict[str, Any] = {
+        "connect_timeout": _CONNECT_S,
+        "application_name": "synthedge-coordinator",
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 15_000,
+        **parts.translate_connect_args(username="user", database="dbname"),
+        **parts.query,
+    }
+    arguments["options"] = f"{_TIMEOUTS} {arguments.get('options', '')}".strip()
+    if password is not None:
+        arguments["password"] = password
+    return arguments
+
+
+def postgres_engine(url: str, arguments: dict[str, Any]) -> Engine:
+    """Open a database that is there, of a version and encoding that will do.
+
+    Parameters
+    ----------
+    url : str
+        As in coordinator.toml, for messages.
+    arguments : dict
+        From `connect_arguments`.
 
     Raises
     ------
@@ -70,7 +81,6 @@ def postgres_engine(url: str, password: str | None) -> Engine:
         If it cannot be reached, refuses the user, does not exist, or will not do; of any use of the engine, if it
         cannot be reached then.
     """
-    arguments = connect_arguments(url, password)
     _look(url, arguments)
     engine = create_engine(
         URL.create("postgresql+psycopg"),
@@ -132,6 +142,25 @@ _GONE: Final = (
     psycopg.errors.ReadOnlySqlTransaction,
     psycopg.errors.IdleInTransactionSessionTimeout,
 )
+
+
+@contextmanager
+def alone_on(url: str, arguments: dict[str, Any]) -> Iterator[None]:
+    """Keep coordinators from running on a database.
+
+    Raises
+    ------
+    RefusedError
+        If one runs.
+    UnavailableError
+        As `postgres_engine`.
+    """
+    _look(url, arguments)
+    with psycopg.connect(**arguments, autocommit=True) as connection:
+        found = connection.execute(f"SELECT pg_try_advisory_lock({RUN_LOCK})").fetchone()
+        if found != (True,):
+            raise RefusedError(f"a coordinator runs on {url}; stop all its processes before")
+        yield
 
 
 def _look(url: str, arguments: dict[str, Any]) -> None:

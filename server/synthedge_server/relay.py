@@ -25,6 +25,7 @@ from synthedge_protocols.sealing import stream_digest
 CHUNK_BYTES: Final = Limits().sent_bytes
 # Waiting for the disk after every chunk doubles the relay's CPU.
 _SYNC_BYTES: Final = 4 * 1024 * 1024
+_BOOTS_KNOWN: Final = 30
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -45,7 +46,6 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
         self._folder = folder
-        self._cut_what_a_power_loss_tore()
 
     def sync(self, key: bytes) -> int:
         """Wait until everything under a key is on disk; return how many bytes that is, 0 if there are none."""
@@ -60,17 +60,26 @@ class Spool:
             os.close(descriptor)
         return size
 
-    def _cut_what_a_power_loss_tore(self) -> None:
-        boot, noted = (
-            _BOOT_ID.read_bytes() if _BOOT_ID.exists() else b"",
-            self._folder.with_suffix(".boot"),
-        )
-        if noted.exists() and noted.read_bytes() == boot:
+    def cut_what_a_power_loss_tore(self, complete: set[bytes]) -> None:
+        """Cut unfinished uploads back to what is surely on disk, if the machine was started since.
+
+        Parameters
+        ----------
+        complete : set of bytes
+            Keys of uploads that were on disk as a whole before anybody was told so.
+        """
+        boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
+        # Several machines may work on one folder; each of them may be started anew.
+        noted = self._folder.with_suffix(".boot")
+        known = noted.read_text().split() if noted.exists() else []
+        if not boot or boot in known:
             return
-        for path in self._folder.iterdir():
-            if path.stat().st_size % _SYNC_BYTES:
-                os.truncate(path, path.stat().st_size // _SYNC_BYTES * _SYNC_BYTES)
-        noted.write_bytes(boot)
+        for key in self.keys() - complete:
+            with self._path(key).open("r+b") as file:
+                # Another process may be appending.
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.truncate(os.fstat(file.fileno()).st_size // _SYNC_BYTES * _SYNC_BYTES)
+        noted.write_text("\n".join([*known[-_BOOTS_KNOWN:], boot]))
 
     def append(self, key: bytes, offset: int, data: bytes, limit: int) -> int:
         """Append one chunk.
@@ -165,14 +174,9 @@ class Spool:
         self._path(key).unlink(missing_ok=True)
         self._sync_folder()
 
-    def sweep(self, live: set[bytes]) -> int:
-        """Delete every file whose key is not among the live ones; return how many."""
-        orphans = [path for path in self._folder.iterdir() if bytes.fromhex(path.name) not in live]
-        for path in orphans:
-            path.unlink(missing_ok=True)
-        if orphans:
-            self._sync_folder()
-        return len(orphans)
+    def keys(self) -> set[bytes]:
+        """Keys under which something is stored."""
+        return {bytes.fromhex(path.name) for path in self._folder.iterdir()}
 
     def _path(self, key: bytes) -> Path:
         return self._folder / key.hex()

@@ -170,10 +170,20 @@ class ServerCertificate:
             current(), current, require_client_authentication=with_clients
         )
 
-    async def renew_if_due(self) -> None:
-        """Ask the authority for the next certificate once half of this one's life is over."""
+    async def renew_if_due(self, *, may_issue: bool = True) -> None:
+        """Take the next certificate once half of this one's life is over.
+
+        Parameters
+        ----------
+        may_issue : bool
+            Whether to ask the authority for it; else another process does, and writes it into the folder.
+        """
         loop = asyncio.get_running_loop()
         if loop.time() < self._try_after or self._is_good(self._certificate):
+            return
+        stored = self._stored()
+        if stored is not None or not may_issue:
+            self._certificate = stored or self._certificate
             return
         # However it ends: an authority that is away is asked again in ten minutes, not twice a second.
         self._try_after = loop.time() + _RETRY_S

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from synthedge_protocols.certificates import load_certificate
 from synthedge_protocols.errors import IdentityError, UnavailableError
@@ -31,6 +31,7 @@ from synthedge_server.callers import Callers, Context
 from synthedge_server.enrolment import Enrolment
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.intake import Intake
+from synthedge_server.lease import NotKeeperError
 from synthedge_server.ledger import Ledger, system_clock
 from synthedge_server.locks import alone
 from synthedge_server.log import log
@@ -41,6 +42,7 @@ from synthedge_server.relay import Spool, spool_key
 from synthedge_server.renewal import Renewal, ServerCertificate
 from synthedge_server.servicer import CoordinatorServicer
 from synthedge_server.settings import Address, Settings, read_settings
+from synthedge_server.sharing import Shared, sharing
 from synthedge_server.standing import Watch
 from synthedge_server.telling import Telling
 from synthedge_server.withdrawals import note_overdue, open_withdrawals
@@ -89,25 +91,32 @@ class Coordinator:
         certificate: ServerCertificate,
         servers: tuple[grpc.aio.Server, grpc.aio.Server],
         ports: tuple[int, int],
+        shared: Shared | None,
     ) -> None:
         self._ledger = ledger
+        self._shared = shared
+        self._house = ledger if shared is None else ledger.under(shared.lease)
         self._broker = broker
         self._registries = registries
-        self._watch = Watch(ledger, broker)
+        self._watch = Watch(ledger, self._house, broker)
         self._servicer = servicer
         self._certificate = certificate
         self._servers = servers
         self.sites_port, self.enrolment_port = ports
-        self._telling = Telling(ledger, registries)
+        self._telling = Telling(self._house, registries)
+        # On SQLite, whose folder is locked, the only process keeps house.
+        self._keeps_house = shared is None
+        self._news: list[object] = []
         self._housekeeping = asyncio.create_task(self._keep_house())
 
     async def until(self, stop: asyncio.Event) -> None:
         """Wait for an event, or raise what ended the housekeeping: without it nothing expires."""
         waiting = asyncio.create_task(stop.wait())
-        await asyncio.wait({waiting, self._housekeeping}, return_when=asyncio.FIRST_COMPLETED)
-        if self._housekeeping.done():
-            waiting.cancel()
-            await self._housekeeping
+        needed = {self._housekeeping} | ({self._shared.listening} if self._shared else set())
+        done, _ = await asyncio.wait({waiting} | needed, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        for task in done & needed:
+            await task
 
     async def stop(self) -> None:
         """End streams with a status, let calls finish, close the ports."""
@@ -118,24 +127,28 @@ class Coordinator:
             await self._housekeeping
 
     async def _keep_house(self) -> None:
-        """Expire transfers, sweep the spool and cut off suspended sites, until cancelled."""
-        inactive: set[str] = set()
-        news = (0, 0)
+        """Look for what others changed, and keep house while it is this process's to do, until cancelled."""
         # Beside the rest: at a thousand sites it takes seconds.
         telling = asyncio.create_task(self._keep_telling())
         waits = ""
         try:
             while True:
                 try:
-                    inactive = await self._tidy(inactive)
-                    news = self._tell_of_news(news)
+                    if self._shared is not None:
+                        self._keeps_house = await self._shared.lease.hold()
+                    self._look_around()
+                    await self._watch.note()
+                    if self._keeps_house:
+                        await self._tidy()
                     waits = ""
+                except NotKeeperError:
+                    self._keeps_house = False
                 except UnavailableError as error:
                     # A database that is away, or a full disk, comes back: what is due then is done then.
                     if str(error) != waits:
                         waits = str(error)
                         log("housekeeping-waits", level=logging.ERROR, reason=waits)
-                await self._certificate.renew_if_due()
+                await self._certificate.renew_if_due(may_issue=self._keeps_house)
                 if telling.done():
                     await telling
                 await asyncio.sleep(_TICK_S)
@@ -144,52 +157,62 @@ class Coordinator:
 
     async def _keep_telling(self) -> None:
         while True:
-            with contextlib.suppress(UnavailableError):
-                await self._telling.tell_if_due()
+            if self._keeps_house:
+                with contextlib.suppress(UnavailableError):
+                    await self._telling.tell_if_due()
             await asyncio.sleep(_TICK_S)
 
-    async def _tidy(self, inactive_before: set[str]) -> set[str]:
+    def _look_around(self) -> None:
+        """Wake the inboxes after what other processes changed."""
+        sites = store.sites.c
         with self._ledger.engine.connect() as connection:
-            inactive = set(
-                connection.execute(
-                    select(store.sites.c.site).where(store.sites.c.state != "active")
-                ).scalars()
-            )
+            inactive = select(sites.site).where(sites.state != "active").order_by(sites.site)
+            news: list[object] = [
+                *connection.execute(inactive).scalars(),
+                dictionaries.newest(connection).version,
+                connection.execute(select(func.max(store.rounds.c.opened_at_ms))).scalar_one(),
+            ]
+            if self._shared is not None and not self._shared.listener.is_up:
+                # Nobody is heard: every change writes into the audit log.
+                news.append(store.event_log.size(connection))
+        if news != self._news:
+            self._news = news
+            self._ledger.wake()
+
+    async def _tidy(self) -> None:
+        """Expire transfers, note what is overdue or silent, delete sealed bytes that nobody waits for."""
+        spooled = await asyncio.to_thread(self._ledger.spool.keys)
+        with self._ledger.engine.connect() as connection:
             is_late = connection.execute(
                 select(store.transfers.c.transfer_id)
                 .where(store.transfers.c.expires_at_ms <= self._ledger.clock())
                 .limit(1)
             ).first()
-            uploads = connection.execute(
-                select(store.uploads.c.transfer_id, store.uploads.c.ciphertext_digest)
-            ).all()
+            live = set(_spooled(connection, complete=False))
             current = self._registries.current(connection)
             is_overdue = any(
                 not row.is_noted and row.due_at_ms < self._ledger.clock()
                 for row in open_withdrawals(connection)
             )
+        # A shipment is on record before its first byte: what was stored before the look and is on none is nobody's.
+        for key in spooled - live:
+            await asyncio.to_thread(self._ledger.spool.delete, key)
         if is_overdue:
-            log("withdrawals-overdue", new=await self._ledger.write(note_overdue))
+            log("withdrawals-overdue", new=await self._house.write(note_overdue))
         await self._watch.look(current.dictionary.policy.silent_h)
         if is_late is not None:
-            n_expired = await self._ledger.write(self._broker.expire)
+            n_expired = await self._house.write(self._broker.expire)
             log("expired", transfers=n_expired)
-        live = {spool_key(row.transfer_id, row.ciphertext_digest) for row in uploads}
-        await asyncio.to_thread(self._ledger.spool.sweep, live)
-        if inactive != inactive_before:
-            # Another process wrote that, and perhaps endings into inboxes too.
-            self._ledger.wake()
-        return inactive
 
-    def _tell_of_news(self, before: tuple[int, int]) -> tuple[int, int]:
-        """Wake the sites when another process set a dictionary or opened a round: both are in their inboxes."""
-        with self._ledger.engine.connect() as connection:
-            version = dictionaries.newest(connection).version
-            opened = connection.execute(select(func.max(store.rounds.c.opened_at_ms))).scalar_one()
-        news = (version, opened or 0)
-        if news != before:
-            self._ledger.wake()
-        return news
+
+def _spooled(connection: Connection, *, complete: bool) -> Iterator[bytes]:
+    """Spool keys of the uploads on record: all, or those that are complete."""
+    table = store.uploads
+    query = select(table.c.transfer_id, table.c.ciphertext_digest)
+    if complete:
+        query = query.where(table.c.completed_at_ms.is_not(None))
+    for row in connection.execute(query):
+        yield spool_key(row.transfer_id, row.ciphertext_digest)
 
 
 @asynccontextmanager
@@ -221,16 +244,21 @@ async def running(
     """
     limits = limits or Limits()
     settings = read_settings(folder.settings)
-    with alone(folder):
+    # On PostgreSQL several processes may serve one folder.
+    with alone(folder) if settings.database is None else contextlib.nullcontext():
         engine = store.open_database(folder, settings)
         writer = Writer(engine)
         try:
-            ledger = Ledger(engine, writer, Spool(folder.spool), clock)
-            coordinator = await _start(folder, settings, ledger, limits)
-            try:
-                yield coordinator
-            finally:
-                await coordinator.stop()
+            spool = Spool(folder.spool)
+            with engine.connect() as connection:
+                spool.cut_what_a_power_loss_tore(set(_spooled(connection, complete=True)))
+            ledger = Ledger(engine, writer, spool, clock)
+            async with sharing(folder, settings, ledger, writer) as shared:
+                coordinator = await _start(folder, settings, ledger, limits, shared)
+                try:
+                    yield coordinator
+                finally:
+                    await coordinator.stop()
         finally:
             writer.close()
             engine.dispose()
@@ -267,7 +295,11 @@ async def serve(folder: CoordinatorFolder, announce: Callable[[Address, Address]
 
 
 async def _start(
-    folder: CoordinatorFolder, settings: Settings, ledger: Ledger, limits: Limits
+    folder: CoordinatorFolder,
+    settings: Settings,
+    ledger: Ledger,
+    limits: Limits,
+    shared: Shared | None,
 ) -> Coordinator:
     registries = Registries()
     broker = Broker(registries, limits)
@@ -302,7 +334,9 @@ async def _start(
     )
     await sites.start()
     await enrolment.start()
-    return Coordinator(ledger, broker, registries, servicer, certificate, (sites, enrolment), ports)
+    return Coordinator(
+        ledger, broker, registries, servicer, certificate, (sites, enrolment), ports, shared
+    )
 
 
 def _server(boundary: Boundary, limits: Limits) -> grpc.aio.Server:

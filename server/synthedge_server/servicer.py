@@ -66,7 +66,6 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
         self._directory = KeyDirectory(limits)
         self._streams = Streams(callers, broker, ledger, limits)
         self._is_stopping = False
-        self._challenges: dict[str, bytes] = {}
 
     def stop(self) -> None:
         """Let every open inbox stream end with a status, so that sites connect again at once."""
@@ -186,9 +185,7 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
     async def Compare(self, request: wire.CompareRequest, context: Context) -> wire.CompareAnswer:
         """Compare what both ends remember of each other; freeze the site if it differs."""
         site = self._callers.site_of(context)
-        return await self._ledger.write(
-            lambda t: compare(t, self._broker, site, request, self._challenges)
-        )
+        return await self._ledger.write(lambda t: compare(t, self._broker, site, request))
 
     async def GetLogHead(self, request: wire.LogHeadRequest, context: Context) -> wire.LogHead:
         """Sign the head of the audit log, or prove that one head extends another."""

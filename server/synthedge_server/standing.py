@@ -184,17 +184,33 @@ class Watch:
     Parameters
     ----------
     ledger : Ledger
-        Its `seen` tells when a site last called.
+        Its `seen` tells when a site last called this process.
+    house : Ledger
+        The same, under the lease of who keeps house.
     broker : Broker
         Ends the unfinished transfers of a site that fell silent.
     """
 
-    def __init__(self, ledger: Ledger, broker: Broker) -> None:
+    def __init__(self, ledger: Ledger, house: Ledger, broker: Broker) -> None:
         self._ledger = ledger
+        self._house = house
         self._broker = broker
 
+    async def note(self) -> None:
+        """Write down who called this process."""
+        seen, table = self._ledger.seen, store.sites
+        with self._ledger.engine.connect() as connection:
+            rows = connection.execute(select(table.c.site, table.c.last_seen_ms)).all()
+        fresh = {
+            row.site: seen[row.site]
+            for row in rows
+            if row.site in seen and seen[row.site] - (row.last_seen_ms or 0) > _SEEN_EVERY_MS
+        }
+        if fresh:
+            await self._ledger.write(lambda t: _note_seen(t, fresh))
+
     async def look(self, silent_h: float) -> None:
-        """Write down who called, and let sites fall silent or return.
+        """Let sites fall silent or return.
 
         Parameters
         ----------
@@ -212,11 +228,6 @@ class Watch:
                 )
             ).all()
         seen = self._ledger.seen
-        fresh = {
-            row.site: seen[row.site]
-            for row in rows
-            if row.site in seen and seen[row.site] - (row.last_seen_ms or 0) > _SEEN_EVERY_MS
-        }
         silent, back = [], []
         for row in rows:
             last = max(seen.get(row.site, 0), row.last_seen_ms or 0, row.enrolled_at_ms)
@@ -225,21 +236,16 @@ class Watch:
                 silent.append(row.site)
             elif not is_late and row.state == Standing.SILENT:
                 back.append(row.site)
-        if fresh or silent or back:
-            await self._ledger.write(lambda t: self._write(t, fresh, silent, back, silent_h))
+        if silent or back:
+            await self._house.write(lambda t: self._write(t, silent, back, silent_h))
 
     def _write(
         self,
         transaction: Transaction,
-        fresh: dict[str, int],
         silent: list[str],
         back: list[str],
         silent_h: float,
     ) -> None:
-        for site, at_ms in fresh.items():
-            transaction.connection.execute(
-                update(store.sites).where(store.sites.c.site == site).values(last_seen_ms=at_ms)
-            )
         for site in silent:
             reason = f"it did not call for {silent_h:g} hours"
             change_standing(
@@ -249,6 +255,13 @@ class Watch:
             change_standing(
                 transaction, self._broker, site, Standing.ACTIVE, "it calls again", by="coordinator"
             )
+
+
+def _note_seen(transaction: Transaction, fresh: dict[str, int]) -> None:
+    for site, at_ms in fresh.items():
+        transaction.connection.execute(
+            update(store.sites).where(store.sites.c.site == site).values(last_seen_ms=at_ms)
+        )
 
 
 def _peers_of(connection: Connection, site: str) -> list[str]:

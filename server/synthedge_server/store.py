@@ -8,7 +8,7 @@ These are the tables of the newest version. Who changes them adds a revision to 
 a golden database of the version before (`tests/support/write_golden_schema.py`).
 """
 
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -33,7 +33,7 @@ from synthedge_protocols.writer import sqlite_engine
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.settings import Settings
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 METADATA: Final = MetaData()
 # In the order of its bytes wherever it is kept, as SQLite has it, and not of some language.
 Text: Final = AnyText().with_variant(AnyText(collation="C"), "postgresql")
@@ -135,6 +135,14 @@ divergences: Final = Table(
     Column("inbox_after", BigInteger, nullable=False),
     Column("transfers", Text, nullable=False),
     Column("recovered_at_ms", BigInteger),
+)
+
+# What the next request of a site that seems to differ has to carry to count; see `divergence`.
+challenges: Final = Table(
+    "challenges",
+    METADATA,
+    Column("site", Text, ForeignKey("sites.site"), primary_key=True),
+    Column("challenge", LargeBinary, nullable=False),
 )
 
 # One row a release; a site's current report under a dictionary is its newest one.
@@ -305,14 +313,18 @@ def engine_of(folder: CoordinatorFolder, settings: Settings) -> Engine:
     # Most coordinators work on SQLite: their processes stay free of the driver.
     from synthedge_server.postgres import postgres_engine
 
-    return postgres_engine(settings.database, database_password(folder, settings))
+    return postgres_engine(settings.database, postgres_arguments(folder, settings))
 
 
-def database_password(folder: CoordinatorFolder, settings: Settings) -> str | None:
-    """Password that the settings' file holds, if they name one."""
-    if settings.database_password_file is None:
-        return None
-    return read_private_file(folder.path / settings.database_password_file).decode().strip()
+def postgres_arguments(folder: CoordinatorFolder, settings: Settings) -> dict[str, Any]:
+    """What psycopg connects with; raises IdentityError as `engine_of`."""
+    from synthedge_server.postgres import connect_arguments
+
+    password = None
+    if settings.database_password_file is not None:
+        path = folder.path / settings.database_password_file
+        password = read_private_file(path).decode().strip()
+    return connect_arguments(settings.database or "", password)
 
 
 def open_database(folder: CoordinatorFolder, settings: Settings, *, make: bool = False) -> Engine:

@@ -4,6 +4,7 @@ Only the operator's command does this, and only while nobody else works on the d
 one in ``schema_version``, with which databases have been made since the first release.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine
@@ -14,7 +15,7 @@ from synthedge_protocols.writer import WRITES
 from synthedge_server import migrations, store
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.locks import alone
-from synthedge_server.settings import read_settings
+from synthedge_server.settings import Settings, read_settings
 
 
 def upgrade_database(folder: CoordinatorFolder) -> tuple[int, int]:
@@ -30,12 +31,22 @@ def upgrade_database(folder: CoordinatorFolder) -> tuple[int, int]:
         If the database cannot be opened, or no revision leads from its tables to this program's.
     """
     settings = read_settings(folder.settings)
-    with alone(folder):
+    with alone(folder), _alone_on_database(folder, settings):
         engine = store.engine_of(folder, settings)
         try:
             return upgrade_tables(engine)
         finally:
             engine.dispose()
+
+
+def _alone_on_database(
+    folder: CoordinatorFolder, settings: Settings
+) -> AbstractContextManager[None]:
+    if settings.database is None:
+        return nullcontext()
+    from synthedge_server.postgres import alone_on
+
+    return alone_on(settings.database, store.postgres_arguments(folder, settings))
 
 
 def upgrade_tables(engine: Engine) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from typer.testing import CliRunner
 
-from postgres_server import PostgresServer
+from postgres_server import PostgresServer, open_engine
 from server_fixtures import new_folder
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.errors import UnavailableError
@@ -20,7 +20,6 @@ from synthedge_server import store
 from synthedge_server.cli import app
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.locks import alone
-from synthedge_server.postgres import postgres_engine
 from synthedge_server.settings import read_settings
 from synthedge_server.upgrade import upgrade_database, upgrade_tables
 from write_golden_schema import golden, golden_versions
@@ -90,7 +89,7 @@ def test_an_older_database_becomes_the_newest_with_every_row_kept(
 def test_an_older_database_on_postgresql_becomes_the_newest_with_every_row_kept(
     postgres: PostgresServer, version: int
 ) -> None:
-    engine = postgres_engine(postgres.new_database(), None)
+    engine = open_engine(postgres.new_database())
     with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
         connection.exec_driver_sql(golden(version, "postgresql").read_text("utf-8"))
     before = rows(engine)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from postgres_server import PostgresServer, postgres_server
+from postgres_server import PostgresServer, open_engine, postgres_server
 from server_fixtures import (
     LIMITS,
     Clock,
@@ -25,7 +25,6 @@ from synthedge_protocols.writer import Writer
 from synthedge_server import store
 from synthedge_server.ledger import Transaction
 from synthedge_server.operations import rows
-from synthedge_server.postgres import postgres_engine
 from synthedge_server.serve import running
 
 pytestmark = pytest.mark.slow
@@ -162,7 +161,7 @@ def test_writers_of_several_connections_write_one_chain(
     new_folder(tmp_path / "coordinator", database=url)
 
     def write(name: str) -> None:
-        engine = postgres_engine(url, None)
+        engine = open_engine(url)
         writer = Writer(engine)
         for n in range(50):
             writer.submit(lambda c, n=n: Transaction(c, n).record(name, "counted", str(n))).result()  # type: ignore[misc]
@@ -174,7 +173,7 @@ def test_writers_of_several_connections_write_one_chain(
         thread.start()
     for thread in threads:
         thread.join()
-    engine = postgres_engine(url, None)
+    engine = open_engine(url)
     with engine.connect() as connection:
         assert store.event_log.verify(connection).size == 200 + 1
     engine.dispose()
@@ -183,7 +182,7 @@ def test_writers_of_several_connections_write_one_chain(
 def test_text_that_postgresql_cannot_keep_is_refused_and_readers_cannot_write(
     postgres: PostgresServer,
 ) -> None:
-    engine = postgres_engine(postgres.new_database(), None)
+    engine = open_engine(postgres.new_database())
     table = sa.Table("texts", sa.MetaData(), sa.Column("text", sa.Text))
     writer = Writer(engine)
     writer.submit(lambda c: table.create(c)).result()

@@ -104,13 +104,27 @@ def test_what_a_power_loss_may_have_torn_is_cut_off_and_a_kill_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "spool"
-    Spool(folder).append(KEY, 0, bytes(SYNC + 10), 2 * SYNC)
-    assert Spool(folder).sync(KEY) == SYNC + 10  # another process, the same boot
+    spool, whole = Spool(folder), b"w" * 32
+    spool.cut_what_a_power_loss_tore(set())
+    for key in (KEY, whole):
+        spool.append(key, 0, bytes(SYNC + 10), 2 * SYNC)
+    spool.cut_what_a_power_loss_tore(set())
+    assert spool.sync(KEY) == SYNC + 10  # another process, the same boot
 
-    boot = tmp_path / "boot"
-    boot.write_text("another boot")
+    boot, first = tmp_path / "boot", relay._BOOT_ID
+    boot.write_text("another-boot\n")
     monkeypatch.setattr(relay, "_BOOT_ID", boot)
-    assert Spool(folder).sync(KEY) == SYNC
+    spool.cut_what_a_power_loss_tore({whole})
+    assert spool.sync(KEY) == SYNC
+    # What a recipient was promised was on disk before.
+    assert spool.sync(whole) == SYNC + 10
+    monkeypatch.setattr(relay, "_BOOT_ID", first)
+    spool.append(KEY, SYNC, b"mo", 2 * SYNC)
+    spool.cut_what_a_power_loss_tore(set())  # the other of two machines, which ran on
+    assert spool.sync(KEY) == SYNC + 2
+    boot.write_text("third-boot\n")
+    monkeypatch.setattr(relay, "_BOOT_ID", boot)
+    spool.cut_what_a_power_loss_tore({whole})
     Spool(folder).append(KEY, SYNC, b"more", 2 * SYNC)
     assert Spool(folder).sync(KEY) == SYNC + 4
 

