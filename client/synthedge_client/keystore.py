@@ -195,6 +195,10 @@ def _site_secret(folder: Path) -> bytes:
     if (folder / "site.secret").exists() or not sealed.exists():
         return read_private_file(folder / "site.secret")
     passphrase_file = Path(read_private_file(where).decode())
+    # Another service of the site, or a command under systemd-run: each sees its own credentials only.
+    own = Path(os.environ.get("CREDENTIALS_DIRECTORY", ""), passphrase_file.name)
+    if not passphrase_file.exists() and own.is_absolute():
+        passphrase_file = own
     return read_secret(sealed, _SECRET_KIND, read_private_file(passphrase_file).rstrip(b"\r\n"))
 
 

@@ -113,6 +113,24 @@ def test_a_mounted_secret_may_be_replaced_under_its_link(folder: Path, tmp_path:
     assert load_keys(folder / "keys").secret == secret
 
 
+def test_every_service_of_a_site_opens_its_keys_with_its_own_credential(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agents, others = tmp_path / "agent.service", tmp_path / "other.service"
+    for directory in (agents, others):
+        directory.mkdir()
+        (directory / "site-passphrase").write_text("correct horse")
+        (directory / "site-passphrase").chmod(0o400)
+    secret = load_keys(folder / "keys").secret
+    protect_secret(folder / "keys", agents / "site-passphrase")
+    (agents / "site-passphrase").unlink()
+
+    with pytest.raises(IdentityError, match=r"agent\.service/site-passphrase' does not exist"):
+        load_keys(folder / "keys")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(others))
+    assert load_keys(folder / "keys").secret == secret
+
+
 def test_a_link_to_a_passphrase_in_the_sites_own_folder_protects_nothing(
     folder: Path, tmp_path: Path
 ) -> None:

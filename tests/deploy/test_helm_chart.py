@@ -1,6 +1,9 @@
 """The Helm chart, rendered and linted by Helm itself and held against Kubernetes' schemas."""
 
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -200,6 +203,21 @@ def test_the_settings_are_ones_the_coordinator_reads(chart: Chart, values: dict[
     assert settings.consortium == "heart"
     assert settings.names == ("coordinator.example.org", "192.0.2.7")
     assert settings.database == values.get("database", {}).get("url")
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="there is no nginx here")
+def test_nginx_accepts_the_proxy_before_the_metrics(chart: Chart, tmp_path: Path) -> None:
+    maps = of_kind(manifests(chart, MEASURED), "ConfigMap")
+    (text,) = [m["data"]["nginx.conf"] for m in maps if "nginx.conf" in m["data"]]
+    config = tmp_path / "nginx.conf"
+    config.write_text(text.replace("/tmp/", f"{tmp_path}/"))  # noqa: S108 - the container's own
+    done = subprocess.run(
+        ["nginx", "-t", "-q", "-e", "stderr", "-c", str(config)],  # noqa: S607 - of the machine
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_consortium_is_made_with_the_settings_it_then_runs_with(chart: Chart) -> None:

@@ -97,6 +97,20 @@ capabilities:
 {{- end }}
 {{- end -}}
 
+{{/* Over the file that 'init' wrote, so that settings change with the release. */}}
+{{- define "coordinator.settingsMount" -}}
+- name: settings
+  mountPath: /var/lib/synthedge/coordinator/coordinator.toml
+  subPath: coordinator.toml
+  readOnly: true
+{{- end -}}
+
+{{- define "coordinator.settingsVolume" -}}
+- name: settings
+  configMap:
+    name: {{ include "coordinator.name" . }}
+{{- end -}}
+
 {{- define "coordinator.setupPod" -}}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
