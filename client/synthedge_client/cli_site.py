@@ -11,6 +11,7 @@ from synthedge_client import (
     cli_audit,
     cli_consent,
     cli_dictionary,
+    cli_flower,
     cli_gaps,
     cli_keys,
     cli_people,
@@ -43,6 +44,7 @@ app.add_typer(cli_requests.app, name="requests")
 app.add_typer(cli_consent.app, name="consent")
 app.add_typer(cli_policies.app, name="policies")
 app.add_typer(cli_audit.app, name="audit")
+app.add_typer(cli_flower.app, name="flower")
 
 
 @app.command()

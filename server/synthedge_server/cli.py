@@ -23,6 +23,7 @@ sites_app = typer.Typer(help="List the enrolled sites; suspend, resume or revoke
 app.add_typer(sites_app, name="sites", invoke_without_command=True)
 app.add_typer(cli_database.app, name="database")
 app.add_typer(cli_dictionary.app, name="dictionary")
+app.add_typer(cli_discovery.flower_app, name="flower")
 app.add_typer(cli_watch.audit_app, name="audit")
 
 Dir = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]

@@ -1,4 +1,4 @@
-"""`synthedge-coordinator discover`: ask sites for the reports they published."""
+"""`synthedge-coordinator discover` and `flower`: ask sites for the reports they published."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +10,10 @@ from synthedge_server.console import emit, table
 Dir = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
 HERE = Path()
+flower_app = typer.Typer(
+    help="Flower as the engine of discovery rounds: its SuperLink, and the app that sites approve.",
+    no_args_is_help=True,
+)
 
 
 def discover(
@@ -45,3 +49,32 @@ def discover(
     emit(data, table(headers, rows), as_json=as_json)
     if not all(row["outcome"] in ANSWERED for row in data["sites"]):
         raise typer.Exit(3)
+
+
+@flower_app.command()
+def serve(folder: Dir = HERE, as_json: Json = False) -> None:
+    """Run Flower's SuperLink on loopback until SIGTERM, for the SuperNodes of the sites that take part.
+
+    Sites reach it through a reverse proxy alone (deploy/flower/nginx.conf); the coordinator's certificate and key lie
+    for it in flower/proxy.pem and flower/proxy.key, and are written anew when the certificate is renewed.
+    """
+    from synthedge_server.folder import CoordinatorFolder
+    from synthedge_server.log import log_to_stderr
+    from synthedge_server.settings import Address
+    from synthedge_server.superlink import serve_superlink
+
+    log_to_stderr()
+
+    def announce(address: Address) -> None:
+        emit({"ready": True, "listen": str(address)}, f"ready: {address}", as_json=as_json)
+
+    serve_superlink(CoordinatorFolder(folder), announce)
+
+
+@flower_app.command()
+def app(as_json: Json = False) -> None:
+    """Print the digest of the app that rounds ship: a site answers Flower only for a digest it approved."""
+    from synthedge_protocols.flower_app import app as this_app
+
+    digest = this_app().digest
+    emit({"digest": digest}, digest, as_json=as_json)

@@ -2,14 +2,19 @@
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_der_public_key
-from sqlalchemy import delete, insert, select
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_der_public_key,
+)
+from sqlalchemy import Connection, delete, insert, select
 
 from synthedge_protocols.errors import MalformedError, PolicyError
 from synthedge_protocols.statements import Verified
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import store
 from synthedge_server.ledger import Transaction
+from synthedge_server.rounds import ASKED
 
 
 def accept_node(transaction: Transaction, verified: Verified[pb.FlowerNode]) -> None:
@@ -44,3 +49,19 @@ def accept_node(transaction: Transaction, verified: Verified[pb.FlowerNode]) -> 
             announced_at_ms=transaction.now_ms,
         )
     )
+
+
+def announced_keys(connection: Connection) -> dict[str, bytes]:
+    """Site to its SuperNode's public key, PEM, of every site that may be asked."""
+    table, sites = store.flower_nodes, store.sites
+    rows = connection.execute(
+        select(table.c.site, table.c.public_key)
+        .join(sites, sites.c.site == table.c.site)
+        .where(sites.c.state.in_([standing.value for standing in ASKED]))
+    )
+    return {
+        row.site: load_der_public_key(row.public_key).public_bytes(
+            Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+        )
+        for row in rows
+    }

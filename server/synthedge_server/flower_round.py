@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from flwr.app import Context, Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
 from synthedge_protocols.errors import ProtocolError
@@ -13,8 +14,6 @@ from synthedge_protocols.limits import Limits
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_server.rounds import Outcome
 
-# flwr.common.constant.ErrorCode.NODE_UNAVAILABLE; the SuperLink answers for a node without a heartbeat.
-_NODE_UNAVAILABLE: Final = 5
 _POLL_S: Final = 0.25
 
 Take = Callable[[str, bytes], None]
@@ -97,8 +96,11 @@ def ask_nodes(
 
 def _take(site: str, reply: Message, take: Take) -> tuple[Outcome, str] | None:
     if reply.has_error():
-        if reply.error.code == _NODE_UNAVAILABLE:
+        # These are the SuperLink's word for a node it does not hear of, or for a message that expired.
+        if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
             return Outcome.OFFLINE, "its SuperNode gives no sign of life"
+        if reply.error.code in (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE):
+            return None
         return Outcome.REJECTED, f"its SuperNode answered with error {reply.error.code}: " + _shown(
             reply.error.reason
         )

@@ -75,6 +75,11 @@ class CoordinatorFolder:
         return self.path / "spool"
 
     @property
+    def flower(self) -> Path:
+        """The SuperLink's database and keys, and what its proxy needs."""
+        return self.path / "flower"
+
+    @property
     def lock(self) -> Path:
         """Held by the one running `serve`."""
         return self.path / "serve.lock"

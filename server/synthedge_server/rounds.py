@@ -26,7 +26,8 @@ from synthedge_server import dictionaries, store
 from synthedge_server.ledger import Transaction
 
 # A silent site may call again, and a paused one says for itself that it pauses.
-_ASKED: Final = (Standing.ACTIVE, Standing.PAUSED, Standing.SILENT)
+ASKED: Final = (Standing.ACTIVE, Standing.PAUSED, Standing.SILENT)
+"""How a site stands that may be asked."""
 # An agent calls every ten seconds, and `standing.Watch` writes that down once a minute.
 _CALLS_WITHIN_MS: Final = 90_000
 MAX_TIMEOUT_S: Final = 24 * 3600.0
@@ -113,13 +114,13 @@ def _whom(connection: Connection, sites: Iterable[str] | None) -> list[str]:
     table = store.sites
     rows = connection.execute(select(table.c.site, table.c.state).order_by(table.c.site))
     standings = {row.site: Standing(row.state) for row in rows}
-    names = [site for site, standing in standings.items() if standing in _ASKED]
+    names = [site for site, standing in standings.items() if standing in ASKED]
     if sites is not None:
         names = list(dict.fromkeys(sites))
         for site in names:
             if site not in standings:
                 raise UsageError(f"no site '{site}' is enrolled; see 'synthedge-coordinator sites'")
-            if standings[site] not in _ASKED:
+            if standings[site] not in ASKED:
                 raise RefusedError(f"site '{site}' is {standings[site]}; it cannot be asked")
     if not names:
         raise RefusedError(

@@ -28,6 +28,9 @@ class Address:
         return f"{host}:{self.port}"
 
 
+FLOWER_LISTEN: Final = Address(host="127.0.0.1", port=9092)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """What the operator decides about one coordinator.
@@ -47,6 +50,8 @@ class Settings:
         URL of a PostgreSQL database, without a password; else SQLite in the folder.
     database_password_file : str, optional
         File with the password of the database's user; a relative path starts at the folder.
+    flower_listen : Address
+        Where Flower's SuperLink listens, on loopback: its control interface has no login.
     """
 
     consortium: str
@@ -55,6 +60,7 @@ class Settings:
     names: tuple[str, ...]
     database: str | None = None
     database_password_file: str | None = None
+    flower_listen: Address = FLOWER_LISTEN
 
 
 def parse_address(text: str) -> Address:
@@ -138,9 +144,16 @@ def parse_settings(text: str) -> Settings:
             check_database(database)
         except UsageError as error:
             problems.append(f"coordinator.toml: {error}")
+    flower_listen = FLOWER_LISTEN
     password_file = reader.text("database_password_file")
     if password_file is not None and database is None:
         reader.note("database_password_file", "is for a database named by 'database'")
+    flower = reader.text("flower_listen")
+    if flower is not None:
+        try:
+            flower_listen = _loopback(parse_address(flower))
+        except UsageError as error:
+            problems.append(f"coordinator.toml: flower_listen: {error}")
     reader.finish()
     if problems:
         raise UsageError("; ".join(problems))
@@ -152,7 +165,21 @@ def parse_settings(text: str) -> Settings:
         names=names,
         database=database,
         database_password_file=password_file,
+        flower_listen=flower_listen,
     )
+
+
+def _loopback(address: Address) -> Address:
+    try:
+        is_loopback = ipaddress.ip_address(address.host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise UsageError(
+            f"{address} is not on loopback, where alone Flower's control interface may listen; sites reach the "
+            "SuperLink through the proxy"
+        )
+    return address
 
 
 def read_settings(path: Path) -> Settings:

@@ -25,9 +25,9 @@ from synthedge_protocols.flower_app import MESSAGE_TYPE, pack
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import dictionaries, operations, store
-from synthedge_server.discovery import taking_in
 from synthedge_server.flower_round import ask_nodes
 from synthedge_server.rounds import close_round, open_round
+from synthedge_server.taking_in import taking_in
 
 pytestmark = pytest.mark.slow
 NAMES = ("north", "south", "west")

@@ -1,0 +1,248 @@
+"""Flower's SuperLink beside the coordinator: on loopback, for the SuperNodes of the sites that take part and no other.
+
+Rules
+-----
+* Flower's control interface has no login: it listens on loopback alone, and a reverse proxy lets sites reach nothing
+  but the calls of their SuperNodes (``deploy/flower/nginx.conf``).
+* Which SuperNodes it knows follows from the keys that sites announced by signed statement and from how they stand:
+  a site that is suspended or revoked is cut off within seconds.
+* Apps are run by nobody but `flower_run`: taking a task needs a secret of this folder.
+"""
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from synthedge_core.errors import UsageError
+from synthedge_protocols.errors import UnavailableError
+from synthedge_protocols.private_files import read_private_file, write_private_file
+from synthedge_server import operations
+from synthedge_server.authority import load_tls_key
+from synthedge_server.flower_nodes import announced_keys
+from synthedge_server.folder import CoordinatorFolder
+from synthedge_server.log import log
+from synthedge_server.settings import Address, read_settings
+
+if TYPE_CHECKING:
+    from flwr.supercore.control import ControlHttpClient
+
+# No telemetry, no look-ups for updates, nothing installed at run time.
+ENVIRONMENT: Final = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+}
+# What the proxy asks the SuperLink's certificate for: nginx compares names, no addresses.
+NAME: Final = "superlink"
+_CERTIFICATE_DAYS: Final = 3650
+_LOOK_EVERY_S: Final = 2.0
+
+
+class SuperLink:
+    """The SuperLink of a coordinator's folder, as this machine reaches it.
+
+    Attributes
+    ----------
+    address : Address
+        On loopback.
+    certificate : bytes
+        PEM; its own, and what its callers trust.
+    secret : bytes
+        Whoever has it may take tasks.
+
+    Raises
+    ------
+    UnavailableError
+        If none was ever started on the folder.
+    """
+
+    def __init__(self, folder: CoordinatorFolder) -> None:
+        self.address = read_settings(folder.settings).flower_listen
+        try:
+            self.certificate = (folder.flower / "superlink.pem").read_bytes()
+        except FileNotFoundError:
+            raise UnavailableError(
+                f"no SuperLink was started on {folder.path}; run 'synthedge-coordinator flower serve'"
+            ) from None
+        self.secret = read_private_file(folder.flower / "superexec.secret")
+
+    def control(self) -> "ControlHttpClient":
+        """A client of its control interface; close it."""
+        from flwr.supercore.control import ControlHttpClient
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+        return ControlHttpClient.from_server_address(
+            str(self.address),
+            insecure=False,
+            root_certificates=self.certificate,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        )
+
+
+def node_ids(control: "ControlHttpClient") -> dict[bytes, int]:
+    """Public key, PEM, to the id of every SuperNode the SuperLink knows."""
+    from flwr.proto.control_pb2 import ListNodesRequest
+
+    nodes = control.ListNodes(ListNodesRequest()).nodes_info
+    return {node.public_key: node.node_id for node in nodes if not node.unregistered_at}
+
+
+def register_nodes(control: "ControlHttpClient", keys: Mapping[str, bytes]) -> None:
+    """Let the SuperLink know exactly the SuperNodes of some sites.
+
+    Parameters
+    ----------
+    control : ControlHttpClient
+    keys : mapping of str to bytes
+        Site to its SuperNode's public key, PEM.
+    """
+    from flwr.proto.control_pb2 import RegisterNodeRequest, UnregisterNodeRequest
+
+    known = node_ids(control)
+    for site, key in keys.items():
+        if key not in known:
+            control.RegisterNode(RegisterNodeRequest(public_key=key, name=site))
+            log("supernode-registered", site=site)
+    for key, node in known.items():
+        if key not in keys.values():
+            control.UnregisterNode(UnregisterNodeRequest(node_id=node))
+            log("supernode-unregistered", node=node)
+
+
+def serve_superlink(folder: CoordinatorFolder, announce: Callable[[Address], None]) -> None:
+    """Run the SuperLink in this process until SIGTERM; it keeps its SuperNodes up to date beside.
+
+    Parameters
+    ----------
+    folder : CoordinatorFolder
+    announce : callable
+        Called once sites can connect.
+
+    Raises
+    ------
+    UsageError
+        If the coordinator has no TLS certificate yet.
+    """
+    address = read_settings(folder.settings).flower_listen
+    home = folder.flower
+    home.mkdir(mode=0o700, exist_ok=True)
+    _make_certificate(home)
+    if not (home / "superexec.secret").exists():
+        write_private_file(home / "superexec.secret", os.urandom(32))
+    _write_proxy_files(folder)
+    os.environ.update(ENVIRONMENT, FLWR_HOME=str(home))
+    from flwr.superlink.cli import flower_superlink
+
+    # It tells of every call; refusals and faults are enough beside our own lines.
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    # Not before: two threads that import Flower at once see half of it.
+    threading.Thread(target=_keep_nodes, args=(folder, announce), daemon=True).start()
+    sys.argv = [
+        "flower-superlink",
+        *("--host", address.host, "--port", str(address.port)),
+        *("--ssl-ca-certfile", str(home / "superlink.pem")),
+        *("--ssl-certfile", str(home / "superlink.pem")),
+        *("--ssl-keyfile", str(home / "superlink.key")),
+        "--enable-supernode-auth",
+        "--disable-runtime-dependency-installation",
+        # Nothing runs apps by itself.
+        *("--isolation", "process"),
+        *("--superexec-auth-secret-file", str(home / "superexec.secret")),
+        *("--database", str(home / "superlink.db")),
+    ]
+    flower_superlink()
+
+
+def _keep_nodes(folder: CoordinatorFolder, announce: Callable[[Address], None]) -> None:
+    import httpx
+
+    link = SuperLink(folder)
+    client = link.control()
+    is_announced, told = False, ""
+    while True:
+        try:
+            with operations.reading(folder) as engine, engine.connect() as connection:
+                keys = announced_keys(connection)
+            register_nodes(client, keys)
+            _write_proxy_files(folder)
+            told = ""
+            if not is_announced:
+                announce(link.address)
+                is_announced = True
+        except (httpx.HTTPError, UnavailableError) as error:
+            # Not up yet, or the database is away; what is due then is done then.
+            if is_announced and told != (told := type(error).__name__):
+                log("supernodes-wait", error=told)
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _make_certificate(home: Path) -> None:
+    """Make the SuperLink's own certificate for loopback, once; the proxy and `discover` trust nothing else there."""
+    if (home / "superlink.pem").exists():
+        return
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
+    loopback = [x509.IPAddress(ip_address(text)) for text in ("127.0.0.1", "::1")]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=_CERTIFICATE_DAYS))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME), *loopback]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (home / "superlink.key").unlink(missing_ok=True)  # of a start that was interrupted
+    write_private_file(
+        home / "superlink.key",
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ),
+    )
+    (home / "superlink.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def _write_proxy_files(folder: CoordinatorFolder) -> None:
+    """Give the proxy the coordinator's certificate and key, and again when it was renewed."""
+    try:
+        chain = folder.tls_certificate.read_bytes() + folder.ca_certificate.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(
+            f"{folder.tls_certificate} is not there yet; run 'synthedge-coordinator serve' first"
+        ) from None
+    target = folder.flower / "proxy.pem"
+    if target.exists() and target.read_bytes() == chain:
+        return
+    for name, data in (("proxy.key", load_tls_key(folder).pem()), ("proxy.pem", chain)):
+        staged = folder.flower / f".{name}"
+        staged.unlink(missing_ok=True)
+        write_private_file(staged, data)
+        staged.replace(folder.flower / name)
+    log("proxy-files-written", folder=str(folder.flower))
+
+
+def describe(error: Any) -> str:
+    """One sentence of an error of Flower's HTTP client."""
+    import httpx
+
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"the SuperLink answered {error.response.status_code}"
+    return "the SuperLink does not answer; is 'synthedge-coordinator flower serve' running?"
