@@ -230,6 +230,8 @@ def _table(data: list[dict[str, Any]]) -> str:
 
 
 app.command()(cli_discovery.discover)
+app.command()(cli_database.backup)
+app.command()(cli_database.restore)
 app.command()(cli_watch.transfers)
 app.command()(cli_watch.doctor)
 app.command()(cli_watch.ping)

@@ -1,4 +1,4 @@
-"""Commands about the coordinator's database."""
+"""Commands about the coordinator's database: upgrade, backup, restore."""
 
 from pathlib import Path
 from typing import Annotated
@@ -30,5 +30,60 @@ def upgrade(folder: Dir = HERE, as_json: Json = False) -> None:
     emit(
         {"from": old, "to": new},
         told if old != new else f"the tables are of version {new} already; nothing to do",
+        as_json=as_json,
+    )
+
+
+def backup(
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="New file; it holds keys.")],
+    folder: Dir = HERE,
+    as_json: Json = False,
+) -> None:
+    """Write the whole coordinator into one file, while 'serve' runs or not: database, settings, keys, sealed bytes."""
+    from synthedge_server.backup import back_up
+
+    data = back_up(CoordinatorFolder(folder), output)
+    ca = "" if data["has_ca"] else "; the CA's key is not in it: ca/ was moved away"
+    emit(
+        data,
+        f"backup of consortium '{data['consortium']}' in {output}: {data['sites']} sites, "
+        f"{data['events']} entries of the audit log, {data['sealed_files']} sealed files{ca}\n"
+        "it holds private keys: keep it where nobody else reads it",
+        as_json=as_json,
+    )
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Written by 'backup'.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder.")],
+    database: Annotated[
+        str | None,
+        typer.Option(
+            help="An empty PostgreSQL database, postgresql://USER@HOST:5432/NAME; without it, SQLite in DIR."
+        ),
+    ] = None,
+    database_password_file: Annotated[
+        str | None,
+        typer.Option(help="File with its user's password, readable by its owner only."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a coordinator from a backup, in a new folder; the one it was taken of must not run any more."""
+    from synthedge_server.restore import restore as restore_backup
+
+    data = restore_backup(
+        file,
+        CoordinatorFolder(folder),
+        database=database,
+        database_password_file=database_password_file,
+    )
+    ca = "" if data["has_ca"] else f"\nput ca/ back into {folder} before certificates are due"
+    emit(
+        data,
+        f"consortium '{data['consortium']}' restored into {folder}: {data['sites']} sites, "
+        f"{data['events']} entries of the audit log, {data['sealed_files']} sealed files{ca}\n"
+        f"next: synthedge-coordinator serve --dir {folder}\n"
+        "sites that were told more since the backup are frozen when they call: 'sites' lists them, "
+        "'sites recover' lets them in",
         as_json=as_json,
     )

@@ -14,6 +14,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Connection,
     Engine,
     Float,
     ForeignKey,
@@ -363,3 +364,10 @@ def open_database(folder: CoordinatorFolder, settings: Settings, *, make: bool =
         engine.dispose()
         raise
     return engine
+
+
+def take_time(connection: Connection) -> None:
+    """Lift the time limits of a transaction that nobody waits behind."""
+    if connection.dialect.name == "postgresql":
+        for limit in ("statement_timeout", "idle_in_transaction_session_timeout"):
+            connection.exec_driver_sql(f"SET LOCAL {limit} = 0")

@@ -59,6 +59,7 @@ def upgrade_tables(engine: Engine) -> tuple[int, int]:
             cursor.execute("PRAGMA foreign_keys=OFF")
             cursor.close()
         with connection.begin():
+            store.take_time(connection)
             found = found_version(connection)
             if not found or found > store.SCHEMA_VERSION:
                 raise UnavailableError(

@@ -31,9 +31,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def own_postgres(tmp_path: Path) -> Iterator[PostgresServer]:
+def own_postgres() -> Iterator[PostgresServer]:
     """A server that a test may stop and start."""
-    with postgres_server(tmp_path / "postgres") as server:
+    with postgres_server() as server:
         yield server
 
 

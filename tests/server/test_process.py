@@ -7,13 +7,12 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
+from coordinator_processes import coordinator_command, free_ports, serving
 from server_fixtures import (
     DICTIONARY,
     DICTIONARY_TOML,
@@ -30,25 +29,7 @@ from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.settings import parse_settings
 
-PROGRAM = [sys.executable, "-c", "from synthedge_server.cli import main; main()"]
 PAYLOAD = bytes(50_000)
-
-
-def coordinator_command(*arguments: str, code: int = 0) -> str:
-    """Run `synthedge-coordinator`; return its stdout, or its stderr if it must fail."""
-    done = subprocess.run(
-        [*PROGRAM, *arguments], capture_output=True, text=True, timeout=30, check=False
-    )
-    assert done.returncode == code, done.stderr
-    return done.stderr if code else done.stdout
-
-
-def free_ports(n: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 @pytest.fixture
@@ -68,28 +49,8 @@ def consortium(tmp_path: Path) -> Consortium:
     return made
 
 
-@asynccontextmanager
-async def serving(consortium: Consortium) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        *PROGRAM,
-        "serve",
-        f"--dir={consortium.folder.path}",
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    try:
-        async with asyncio.timeout(20):
-            assert (await process.stdout.readline()).startswith(b"ready")
-        yield process
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.communicate()
-
-
 async def test_kill_9_loses_nothing_that_was_acknowledged(consortium: Consortium) -> None:
-    async with serving(consortium) as process:
+    async with serving(consortium.folder) as process:
         north, south, _ = await consortium.reporting("north", "south", "west")
         before = await north.inbox()
         shipped = await ship(north, south, PAYLOAD)
@@ -99,7 +60,7 @@ async def test_kill_9_loses_nothing_that_was_acknowledged(consortium: Consortium
         with pytest.raises(UnavailableError):
             await north.inbox()
 
-    async with serving(consortium) as process:
+    async with serving(consortium.folder) as process:
         for hospital in (north, south):
             consortium.connect(hospital)
         after = await north.inbox()
@@ -122,7 +83,7 @@ async def test_a_token_of_the_command_line_enrols_and_no_secret_is_kept(
 ) -> None:
     text = coordinator_command("invite", "north", f"--dir={consortium.folder.path}")
     token = EnrolmentToken.decode(text)
-    async with serving(consortium):
+    async with serving(consortium.folder):
         await consortium.ask_to_enrol(Hospital("north").enrol_request(token))
         await consortium.close()
 
@@ -134,7 +95,7 @@ async def test_a_token_of_the_command_line_enrols_and_no_secret_is_kept(
 
 async def test_a_caller_below_tls_1_3_is_not_understood(consortium: Consortium) -> None:
     context = ssl.create_default_context(cadata=consortium.ca_pem.decode())
-    async with serving(consortium):
+    async with serving(consortium.folder):
         _, writer = await asyncio.open_connection(
             "127.0.0.1", consortium.enrolment_port, ssl=context
         )
@@ -146,7 +107,7 @@ async def test_a_caller_below_tls_1_3_is_not_understood(consortium: Consortium) 
 
 
 async def test_sigterm_ends_open_streams_and_the_process_in_order(consortium: Consortium) -> None:
-    async with serving(consortium) as process:
+    async with serving(consortium.folder) as process:
         north, _, _ = await consortium.reporting("north", "south", "west")
         stream = north.stub.Inbox(wire.InboxRequest(follow=True), timeout=20)
         await stream.read()
@@ -156,7 +117,7 @@ async def test_sigterm_ends_open_streams_and_the_process_in_order(consortium: Co
 
 
 async def test_a_second_coordinator_on_the_same_folder_is_refused(consortium: Consortium) -> None:
-    async with serving(consortium):
+    async with serving(consortium.folder):
         error = await asyncio.to_thread(
             coordinator_command, "serve", f"--dir={consortium.folder.path}", code=1
         )

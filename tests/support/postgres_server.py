@@ -2,6 +2,7 @@
 
 import itertools
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,16 +84,18 @@ def open_engine(url: str) -> Engine:
 
 
 @contextmanager
-def postgres_server(folder: Path) -> Iterator[PostgresServer]:
-    server = PostgresServer(folder)
-    try:
-        yield server
-    finally:
-        server.close()
+def postgres_server() -> Iterator[PostgresServer]:
+    # Not below pytest's folder: root's server runs as another user, who must not lose the way to it.
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
+        server = PostgresServer(Path(folder) / "data")
+        try:
+            yield server
+        finally:
+            server.close()
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+def postgres() -> Iterator[PostgresServer]:
     """The server of this test process."""
-    with postgres_server(tmp_path_factory.mktemp("postgres") / "data") as server:
+    with postgres_server() as server:
         yield server
