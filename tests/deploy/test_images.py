@@ -150,6 +150,33 @@ def test_every_service_is_confined(path: Path) -> None:
         assert set(secret) == {"file"}
 
 
+@pytest.mark.parametrize("path", COMPOSE_FILES, ids=lambda path: path.name)
+def test_every_command_of_a_service_is_understood(path: Path) -> None:
+    for service in interpolated(path)["services"].values():
+        program = service["image"].partition(":")[0].replace("-site", "")
+        if "command" in service:
+            name, options = command_of([program, *service["command"]])
+            assert name in ("synthedge-coordinator flower serve", "synthedge site flower run")
+            folder = Path(str(options.get("folder", options.get("dir"))))
+            assert folder in (Path(STATE, "coordinator"), Path(STATE, "site"))
+
+
+def test_flower_is_reached_through_its_proxy_alone() -> None:
+    services = interpolated(DEPLOY / "compose" / "coordinator.yaml")["services"]
+    link, proxy = services["flower"], services["flower-proxy"]
+    for service in (link, proxy):
+        # One loopback: the SuperLink listens on nothing else.
+        assert service["network_mode"] == "service:coordinator"
+        assert service["profiles"] == ["flower"]
+    config, keys = proxy["volumes"]
+    source = DEPLOY / "compose" / config.split(":")[0]
+    assert source.is_file()
+    mounted = set(re.findall(r"/var/lib/synthedge-coordinator/\S+/", source.read_text()))
+    assert mounted == {keys["target"] + "/"}
+    (port,) = set(re.findall(r"listen (\d+) ssl", source.read_text()))
+    assert any(published.startswith(f"{port}:") for published in services["coordinator"]["ports"])
+
+
 def test_the_database_is_reached_by_the_coordinator_alone() -> None:
     document = interpolated(DEPLOY / "compose" / "coordinator.yaml")
     assert document["networks"]["database"] == {"internal": True}
