@@ -209,6 +209,9 @@ def settings_toml(settings: Settings) -> str:
     optional = {
         "database": settings.database,
         "database_password_file": settings.database_password_file,
+        "flower_listen": str(settings.flower_listen)
+        if settings.flower_listen != FLOWER_LISTEN
+        else None,
     }
     return tomli_w.dumps(
         {

@@ -39,6 +39,10 @@ def folder(tmp_path: Path) -> Path:
         ('[disclosure]\nmode = "none"\n', "mode in .* is 'none', expected 'dp' or 'threshold'"),
         ('[disclosure]\nepsilon = "1"\n', "epsilon in .* must be a number"),
         ("[disclosure]\nmin_count = 7.5\n", "min_count in .* must be a whole number"),
+        ('[discovery]\nengines = "flower"\n', "engines in .* must be a list of channel and flower"),
+        ('[discovery]\nengines = ["grpc"]\n', "engines in .* must be a list of channel and flower"),
+        ("[discovery]\nsend_stale = 1\n", "send_stale in .* must be true or false"),
+        ("[discovery]\nround = 1\n", "unknown key 'round'"),
     ],
 )
 def test_a_site_toml_that_makes_no_sense_is_told(folder: Path, text: str, match: str) -> None:

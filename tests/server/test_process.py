@@ -27,7 +27,7 @@ from synthedge_protocols.errors import UnavailableError
 from synthedge_protocols.tokens import EnrolmentToken
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_server.folder import CoordinatorFolder
-from synthedge_server.settings import parse_settings
+from synthedge_server.settings import Address, Settings, parse_settings, settings_toml
 
 PAYLOAD = bytes(50_000)
 
@@ -197,6 +197,21 @@ def test_a_folder_without_settings_is_no_coordinators(tmp_path: Path) -> None:
 def test_unknown_settings_are_errors() -> None:
     with pytest.raises(UsageError, match=r"(?s)'colour'.*|.*names"):
         parse_settings('consortium = "a"\nlisten = "h:1"\nenrolment_listen = "h:2"\ncolour = 1')
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:9092", "10.0.0.7:9092", "coordinator:9092", "9092"])
+def test_flowers_control_interface_listens_nowhere_but_on_loopback(address: str) -> None:
+    settings = Settings(
+        consortium="a",
+        listen=Address(host="h", port=1),
+        enrolment_listen=Address(host="h", port=2),
+        names=("h",),
+        flower_listen=Address(host="::1", port=9999),
+    )
+    text = settings_toml(settings)
+    assert parse_settings(text) == settings
+    with pytest.raises(UsageError, match=r"flower_listen: .*(not on loopback|not host:port)"):
+        parse_settings(text.replace("[::1]:9999", address))
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -8,23 +8,29 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from memory_consortium import MemoryConsortium, copied, new_consortium
 from sites import patients, steward
+from synthedge_client import outbound
 from synthedge_client import store as site_store
 from synthedge_client.dictionaries import accept
 from synthedge_client.flower_app import make_client_app
+from synthedge_client.flower_node import announce_node, approve_app
+from synthedge_client.flower_runner import reply_to
 from synthedge_client.leaving import change_standing
 from synthedge_client.releases import FROZEN, publish
 from synthedge_core.errors import RefusedError, UsageError
 from synthedge_deploy.local_grid import LocalGrid
 from synthedge_protocols.discovery import Engine, Refusal
-from synthedge_protocols.flower_app import MESSAGE_TYPE, pack
+from synthedge_protocols.flower_app import MESSAGE_TYPE, app, pack, unpack
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import dictionaries, operations, store
+from synthedge_server.flower_nodes import announced_keys
 from synthedge_server.flower_round import ask_nodes
 from synthedge_server.rounds import close_round, open_round
 from synthedge_server.taking_in import taking_in
@@ -279,15 +285,85 @@ def test_a_reply_that_is_no_statement_is_said_to_be_none(
 ) -> None:
     folder = consortium.coordinator_folder
     asked = operations.change(folder, lambda t: open_round(t, "flower", ["north"], TIMEOUT_S))
-    app = ClientApp()
+    liar = ClientApp()
 
-    @app.query("gap_scan")
+    @liar.query("gap_scan")
     def lie(message: Message, context: Context) -> Message:
         return Message(pack(data), reply_to=message)
 
     with taking_in(folder) as take:
-        unreached = ask_nodes(LocalGrid(app, {1: {}}), asked, {"north": 1}, take, TIMEOUT_S)
+        unreached = ask_nodes(LocalGrid(liar, {1: {}}), asked, {"north": 1}, take, TIMEOUT_S)
     assert unreached["north"][0] == "rejected"
+
+
+@pytest.mark.parametrize(
+    ("kind", "approved", "said"),
+    [
+        (MESSAGE_TYPE, True, "report"),
+        (MESSAGE_TYPE, False, Refusal.APP.value),
+        ("query.default", True, "error"),
+        ("train", True, "error"),
+        ("train", False, Refusal.APP.value),
+    ],
+)
+def test_a_message_of_another_kind_or_app_runs_nothing(
+    consortium: MemoryConsortium, kind: str, approved: bool, said: str
+) -> None:
+    north = consortium.sites["north"]
+    digest = app().digest
+    approve_app(north, digest if approved else "0" * 64)
+    folder = consortium.coordinator_folder
+    asked = operations.change(folder, lambda t: open_round(t, "flower", ["north"], TIMEOUT_S))
+    LocalGrid(client_app(consortium), {})  # says who this process is, to Flower
+    message = Message(pack(asked.SerializeToString()), 1, kind)
+    context = Context(0, 1, {}, RecordDict(), {})
+    reply = reply_to(north, message, context, digest)
+    if reply.has_error():
+        assert said == "error"
+        assert "query.gap_scan and nothing else" in (reply.error.reason or "")
+    else:
+        signed = pb.SignedStatement.FromString(unpack(reply.content, 2**20))
+        statement = pb.Statement.FromString(signed.statement)
+        answer = pb.DiscoveryAnswer.FromString(statement.payload)
+        assert (answer.refusal or "report") == said
+    with north.store.read() as connection:
+        noted = set(connection.execute(sa.select(site_store.events.c.what)).scalars())
+    assert ("flower message refused" in noted) == (said != "report")
+
+
+def test_a_supernode_key_of_another_site_or_of_no_curve_is_refused(
+    consortium: MemoryConsortium,
+) -> None:
+    north, south = consortium.sites["north"], consortium.sites["south"]
+    for _ in range(2):  # announced once
+        announce_node(north)
+    consortium.exchange("north")
+    with consortium.database.connect() as connection:
+        (row,) = connection.execute(sa.select(store.flower_nodes)).all()
+        assert list(announced_keys(connection)) == ["north"] == [row.site]
+    weak = ec.generate_private_key(ec.SECP256R1()).public_key()
+    for public_key in (
+        row.public_key,
+        b"no key",
+        weak.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+    ):
+        with south.store.write() as connection:
+            signed = south.sign(pb.FlowerNode(public_key=public_key))
+            outbound.enqueue(connection, "flower-node", signed, "agent")
+    consortium.exchange("south")
+    with south.store.read() as connection:
+        table = site_store.outbox
+        refusals = list(
+            connection.execute(
+                sa.select(table.c.refusal).where(table.c.kind == "flower-node")
+            ).scalars()
+        )
+    assert "is another site's" in refusals[0]
+    assert all("none of the curve P-384" in refusal for refusal in refusals[1:])
+    assert len(refusals) == 3
+    operations.set_site_state(consortium.coordinator_folder, "north", "revoked")
+    with consortium.database.connect() as connection:
+        assert announced_keys(connection) == {}
 
 
 def test_an_answer_to_a_round_that_did_not_ask_is_refused(consortium: MemoryConsortium) -> None:
