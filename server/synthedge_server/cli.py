@@ -84,13 +84,24 @@ def init(
 
 
 @app.command()
-def serve(folder: Dir = HERE, as_json: Json = False) -> None:
+def serve(
+    folder: Dir = HERE,
+    listen: Annotated[
+        str | None,
+        typer.Option(help="Instead of coordinator.toml's: one of several processes on a machine."),
+    ] = None,
+    enrolment_listen: Annotated[
+        str | None, typer.Option(help="Instead of coordinator.toml's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Run the coordinator in the foreground until SIGTERM or Ctrl-C; log lines go to stderr."""
     import asyncio
+    from dataclasses import replace
 
     from synthedge_server.log import log_to_stderr
     from synthedge_server.serve import serve as run_server
-    from synthedge_server.settings import Address
+    from synthedge_server.settings import Address, parse_address, read_settings
 
     log_to_stderr()
 
@@ -101,7 +112,12 @@ def serve(folder: Dir = HERE, as_json: Json = False) -> None:
             as_json=as_json,
         )
 
-    asyncio.run(run_server(CoordinatorFolder(folder), announce))
+    settings = read_settings(CoordinatorFolder(folder).settings)
+    if listen is not None:
+        settings = replace(settings, listen=parse_address(listen))
+    if enrolment_listen is not None:
+        settings = replace(settings, enrolment_listen=parse_address(enrolment_listen))
+    asyncio.run(run_server(CoordinatorFolder(folder), settings, announce))
 
 
 @app.command()

@@ -221,6 +221,7 @@ async def running(
     *,
     clock: Callable[[], int] = system_clock,
     limits: Limits | None = None,
+    settings: Settings | None = None,
 ) -> AsyncIterator[Coordinator]:
     """Run a coordinator for as long as the body runs.
 
@@ -232,6 +233,8 @@ async def running(
         Milliseconds since the Unix epoch.
     limits : Limits, optional
         Bounds on peers.
+    settings : Settings, optional
+        Instead of the folder's.
 
     Raises
     ------
@@ -243,7 +246,7 @@ async def running(
         If a port is taken or the database cannot be opened.
     """
     limits = limits or Limits()
-    settings = read_settings(folder.settings)
+    settings = settings or read_settings(folder.settings)
     # On PostgreSQL several processes may serve one folder.
     with alone(folder) if settings.database is None else contextlib.nullcontext():
         engine = store.open_database(folder, settings)
@@ -264,12 +267,18 @@ async def running(
             engine.dispose()
 
 
-async def serve(folder: CoordinatorFolder, announce: Callable[[Address, Address], None]) -> None:
+async def serve(
+    folder: CoordinatorFolder,
+    settings: Settings,
+    announce: Callable[[Address, Address], None],
+) -> None:
     """Run a coordinator until SIGTERM or SIGINT.
 
     Parameters
     ----------
     folder : CoordinatorFolder
+    settings : Settings
+        The folder's, perhaps with other addresses to listen on.
     announce : callable
         Called with both addresses once sites can connect.
 
@@ -283,8 +292,7 @@ async def serve(folder: CoordinatorFolder, announce: Callable[[Address, Address]
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with running(folder) as coordinator:
-        settings = read_settings(folder.settings)
+    async with running(folder, settings=settings) as coordinator:
         announce(
             Address(host=settings.listen.host, port=coordinator.sites_port),
             Address(host=settings.enrolment_listen.host, port=coordinator.enrolment_port),

@@ -30,11 +30,14 @@ def free_ports(n: int) -> list[int]:
 
 
 @asynccontextmanager
-async def serving(folder: CoordinatorFolder) -> AsyncIterator[asyncio.subprocess.Process]:
+async def serving(
+    folder: CoordinatorFolder, *options: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         *PROGRAM,
         "serve",
         f"--dir={folder.path}",
+        *options,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
