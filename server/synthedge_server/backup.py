@@ -9,6 +9,7 @@ import resource
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Final
@@ -38,13 +39,14 @@ def back_up(folder: CoordinatorFolder, output: Path) -> dict[str, Any]:
     ----------
     folder : CoordinatorFolder
     output : Path
-        A new file, of mode 0600: it holds private keys.
+        A new file, of mode 0600: it holds private keys. A folder gets one named by consortium and time (UTC), so that
+        timers need no shell.
 
     Returns
     -------
     dict
         What it holds: ``consortium``, ``sites``, ``events``, ``sealed_files``, ``has_ca`` (false if the CA's folder was
-        moved away) and ``made_at_ms``.
+        moved away) and ``made_at_ms``; and ``file``, its path.
 
     Raises
     ------
@@ -54,6 +56,9 @@ def back_up(folder: CoordinatorFolder, output: Path) -> dict[str, Any]:
         If the database cannot be opened, or the file not written.
     """
     settings = read_settings(folder.settings)
+    if output.is_dir():
+        moment = datetime.fromtimestamp(system_clock() / 1000, UTC)
+        output /= f"{settings.consortium}-{moment:%Y-%m-%dT%H%M%SZ}.backup"
     with ExitStack() as stack, writing(output) as archive:
         spooled: dict[str, BinaryIO] = {}
         tables: dict[str, IO[bytes]] = {}
@@ -87,7 +92,7 @@ def back_up(folder: CoordinatorFolder, output: Path) -> dict[str, Any]:
         for key in sorted(wanted & spooled.keys()):
             archive.add(f"{FILES}/spool/{key}", spooled[key])
         _add_files(archive, folder, settings)
-    return about
+    return about | {"file": str(output)}
 
 
 def _dump(

@@ -35,7 +35,13 @@ def upgrade(folder: Dir = HERE, as_json: Json = False) -> None:
 
 
 def backup(
-    output: Annotated[Path, typer.Argument(metavar="FILE", help="New file; it holds keys.")],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="New file, or a folder that gets one named by consortium and time; it holds keys.",
+        ),
+    ],
     folder: Dir = HERE,
     as_json: Json = False,
 ) -> None:
@@ -46,7 +52,7 @@ def backup(
     ca = "" if data["has_ca"] else "; the CA's key is not in it: ca/ was moved away"
     emit(
         data,
-        f"backup of consortium '{data['consortium']}' in {output}: {data['sites']} sites, "
+        f"backup of consortium '{data['consortium']}' in {data['file']}: {data['sites']} sites, "
         f"{data['events']} entries of the audit log, {data['sealed_files']} sealed files{ca}\n"
         "it holds private keys: keep it where nobody else reads it",
         as_json=as_json,

@@ -43,6 +43,7 @@ SEVERAL: dict[str, Any] = {
         "databaseTo": [{"ipBlock": {"cidr": "192.0.2.9/32"}}],
         "sitesFrom": [{"ipBlock": {"cidr": "0.0.0.0/0"}}],
     },
+    "backup": {"enabled": True, "existingClaim": "backups"},
     "extraEnv": [{"name": "TZ", "value": "UTC"}],
     "nodeSelector": {"disk": "ssd"},
     "tolerations": [{"key": "dedicated", "operator": "Exists"}],
@@ -88,11 +89,12 @@ def of_kind(documents: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 
 def pods(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        document["spec"]["template"]["spec"]
+    specs = [
+        document["spec"].get("jobTemplate", document)["spec"]
         for document in documents
-        if document["kind"] in ("Deployment", "Job")
+        if document["kind"] in ("Deployment", "Job", "CronJob")
     ]
+    return [spec["template"]["spec"] for spec in specs]
 
 
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
@@ -126,6 +128,7 @@ def test_every_manifest_fits_the_schemas_of_kubernetes(
         ({"replicas": 2}, "SQLite serves one process"),
         ({"replicas": 2, "database": SEVERAL["database"]}, "the volume is not shared"),
         ({"database": {"url": "postgresql://user:secret@db/x"}}, "pattern"),
+        ({"backup": {"enabled": True}}, "needs backup.existingClaim"),
         ({"metrics": {"serviceMonitor": {"enabled": True}}}, "needs metrics.enabled"),
         ({"replica": 2}, "additional properties 'replica' not allowed"),
         ({"image": {"digest": "latest"}}, "pattern"),

@@ -32,11 +32,15 @@ def parsed(unit: Path) -> configparser.ConfigParser:
 @pytest.fixture
 def machine(tmp_path: Path) -> Path:
     """A file system with systemd's own units, the installed programs and ours."""
-    programs = tmp_path / "opt" / "synthedge" / "bin"
-    programs.mkdir(parents=True)
-    for name in ("synthedge", "synthedge-coordinator"):
-        (programs / name).write_text("#!/bin/sh\n")
-        (programs / name).chmod(0o755)
+    for name in (
+        "opt/synthedge/bin/synthedge",
+        "opt/synthedge/bin/synthedge-coordinator",
+        "usr/bin/find",
+    ):
+        program = tmp_path / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
     system = tmp_path / "etc" / "systemd" / "system"
     system.mkdir(parents=True)
     for unit in UNITS:
@@ -114,6 +118,21 @@ def test_users_and_folders_are_made_before_a_service_needs_them() -> None:
         assert folders[f"/var/lib/{section['StateDirectory']}"] == section["User"]
         for writable in section.get("ReadWritePaths", "").split():
             assert folders[writable] == section["User"]
+
+
+def test_every_timer_has_its_service() -> None:
+    timers = [path for path in UNITS if path.suffix == ".timer"]
+    assert timers
+    for timer in timers:
+        assert timer.with_suffix(".service") in SERVICES
+
+
+def test_backups_are_written_where_they_may_be_and_old_ones_deleted_there_only() -> None:
+    section = parsed(FOLDER / "synthedge-coordinator-backup.service")["Service"]
+    _, options = command_of(shlex.split(section["ExecStart"]))
+    deleting = shlex.split(section["ExecStartPost"])
+    assert deleting[0] == "/usr/bin/find"
+    assert options["output"] == deleting[1] == section["ReadWritePaths"]
 
 
 def test_the_hardening_is_the_same_everywhere() -> None:

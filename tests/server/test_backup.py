@@ -1,6 +1,7 @@
 """`backup` and `restore`: a coordinator in one file, on the same kind of database or the other one."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,16 @@ def unchanged(path: Path) -> Iterator[None]:
     """Nothing was left behind in a folder."""
     yield
     assert not path.exists() or list(path.iterdir()) == []
+
+
+def test_a_backup_into_a_folder_is_named_by_consortium_and_time(tmp_path: Path) -> None:
+    old, backups = new_folder(tmp_path / "old"), tmp_path / "backups"
+    backups.mkdir()
+    about = back_up(old, backups)
+    (made,) = backups.iterdir()
+    assert re.fullmatch(r"test-consortium-\d{4}-\d\d-\d\dT\d{6}Z\.backup", made.name)
+    assert about["file"] == str(made)
+    restore(made, CoordinatorFolder(tmp_path / "new"))
 
 
 @pytest.fixture

@@ -42,6 +42,9 @@ app.kubernetes.io/component: coordinator
 {{- if and (not .Values.setup.init) (or (not .Values.consortium.name) (not .Values.consortium.hosts)) -}}
 {{- fail "set consortium.name and consortium.hosts to those of the coordinator on the volume" -}}
 {{- end -}}
+{{- if and .Values.backup.enabled (not .Values.backup.existingClaim) -}}
+{{- fail "backup.enabled needs backup.existingClaim: a volume that is not the coordinator's own" -}}
+{{- end -}}
 {{- if and .Values.metrics.serviceMonitor.enabled (not .Values.metrics.enabled) -}}
 {{- fail "metrics.serviceMonitor.enabled needs metrics.enabled" -}}
 {{- end -}}
