@@ -5,7 +5,7 @@ PYTHON ?= python3
 # pip before 23.3 copies torch's local version label wrongly; a plain number takes the build the index offers first.
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: demo test test-all check dev stubs bench clean
+.PHONY: demo test test-all check dev stubs docs bench clean
 
 demo: $(VENV)/.site
 	$(BIN)/synthedge demo
@@ -28,6 +28,9 @@ dev: $(VENV)/.dev
 
 stubs: $(VENV)/.dev
 	$(BIN)/python protocols/compile_stubs.py
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run_all.py

@@ -1,4 +1,4 @@
-"""The README's commands are run as written, by an operator and two hospitals."""
+"""The README's and the site handbook's commands are run as written, by an operator and two hospitals."""
 
 import json
 import os
@@ -22,6 +22,7 @@ from synthedge_deploy.consortium import free_port
 from synthedge_deploy.diabetes import diabetes_cohort
 
 README = Path(__file__).parents[2] / "README.md"
+HANDBOOK = README.parent / "docs" / "site-handbook.md"
 BLOCK = re.compile(r"<!-- (operator|north|south) -->\n```console\n(.*?)```", re.DOTALL)
 BIN = Path(sys.executable).parent
 
@@ -174,7 +175,7 @@ class Telling:
 
 
 @pytest.mark.slow
-def test_two_hospitals_get_from_the_readme_to_a_received_transfer(
+def test_two_hospitals_get_from_readme_and_handbook_to_a_received_transfer(
     people: dict[str, Person], tmp_path: Path
 ) -> None:
     blocks = BLOCK.findall(README.read_text(encoding="utf-8"))
@@ -184,6 +185,16 @@ def test_two_hospitals_get_from_the_readme_to_a_received_transfer(
     for who, block in blocks:
         for line in block.strip().splitlines():
             telling.tell(who, line)
+
+    # What the site handbook adds to the same first minutes, most of it for the auditor.
+    told = {line for _, block in blocks for line in block.splitlines()}
+    handbook = BLOCK.findall(HANDBOOK.read_text(encoding="utf-8"))
+    more = [line for _, block in handbook for line in block.strip().splitlines()]
+    for line in more:
+        if line not in told:
+            telling.tell("north", line)
+    assert "synthedge audit verify log.jsonl" in more
+    assert "<html" in (people["north"].folder / "audit.html").read_text(encoding="utf-8")
 
     filled = pd.read_csv(people["north"].folder / "filled.csv")
     received = filled[filled["_origin"] == "received"]
