@@ -4,7 +4,7 @@ This is what makes a mean over seeds affordable; the demonstration itself runs r
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ from synthedge_core.matching import rank_donors
 from synthedge_deploy.cohorts import Cohort, Hospital
 from synthedge_deploy.comparison import compare
 from synthedge_deploy.evaluate import Measures, Model
-from synthedge_deploy.samples import Samples, join
+from synthedge_deploy.samples import BoolArray, Samples, join
 
 # Reports by site, then by grid.
 Reports = Mapping[str, Mapping[str, GridStatistics]]
@@ -278,27 +278,67 @@ def _deliveries(
             break
         n_asked = rows_of_each(n_wanted, len(proposed) - i, least=policy.min_count)
         donor = donors[match.donor]
-        eligible = giveable(
-            donor.samples.values,
-            donor.samples.positive,
+        given = deliver(
+            donor.samples,
             donor.has_consent,
+            own,
             dictionary,
+            features,
             grid,
             match.donor_voxel,
+            n_asked,
+            generator,
         )
-        # As in `donating.prepare`: not from a handful of patients.
-        if len(eligible) < policy.min_count:
-            continue
-        chosen = choose(eligible, n_asked, generator)
-        samples = np.full((len(chosen), len(dictionary.features)), np.nan)
-        agreed = [dictionary.index(name) for name in features]
-        samples[:, agreed] = deidentify(donor.samples.values[chosen], dictionary, features)
-        if check_delivery(
-            samples, own.values, own.positive, dictionary, features, grid, match.donor_voxel
-        ).accepted:
-            deliveries[match.donor] = Samples(samples, np.ones(len(samples), dtype=np.bool_))
-            n_wanted -= len(samples)
+        if given is not None and given[1]:
+            deliveries[match.donor] = given[0]
+            n_wanted -= len(given[0])
     return deliveries
+
+
+def deliver(
+    donor: Samples,
+    has_consent: BoolArray,
+    own: Samples,
+    dictionary: Dictionary,
+    features: Sequence[str],
+    grid: NamedGrid,
+    voxel: int,
+    n_asked: int,
+    generator: np.random.Generator,
+) -> tuple[Samples, bool] | None:
+    """Rows of a region as a donor gives them, and whether the recipient's gate takes them.
+
+    Parameters
+    ----------
+    donor, own : Samples
+        The donor's rows and the recipient's.
+    has_consent : ndarray of bool
+        One a row of the donor's.
+    dictionary : Dictionary
+    features : sequence of str
+        What was agreed on.
+    grid, voxel
+        The region.
+    n_asked : int
+    generator : numpy.random.Generator
+
+    Returns
+    -------
+    (Samples, bool) or None
+        None where the donor has fewer than the policy's least number to give.
+    """
+    eligible = giveable(donor.values, donor.positive, has_consent, dictionary, grid, voxel)
+    # As in `donating.prepare`: not from a handful of patients.
+    if len(eligible) < dictionary.policy.min_count:
+        return None
+    chosen = choose(eligible, n_asked, generator)
+    samples = np.full((len(chosen), len(dictionary.features)), np.nan)
+    agreed = [dictionary.index(name) for name in features]
+    samples[:, agreed] = deidentify(donor.values[chosen], dictionary, features)
+    taken = check_delivery(
+        samples, own.values, own.positive, dictionary, tuple(features), grid, voxel
+    )
+    return Samples(samples, np.ones(len(samples), dtype=np.bool_)), taken.accepted
 
 
 def _fill(cohort: Cohort, received: Samples, seed: int) -> Samples:

@@ -8,7 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from synthedge_server import cli_database, cli_dictionary, cli_discovery, cli_watch
+from synthedge_server import (
+    cli_database,
+    cli_dictionary,
+    cli_discovery,
+    cli_simulation,
+    cli_watch,
+)
 from synthedge_server.console import EXIT_CODES, emit, run, table
 from synthedge_server.folder import CoordinatorFolder
 
@@ -253,6 +259,7 @@ app.command()(cli_watch.doctor)
 app.command()(cli_watch.ping)
 app.command()(cli_watch.console)
 app.command("prove-blind")(cli_watch.prove_blind)
+app.command()(cli_simulation.simulate)
 
 
 def main() -> None:
