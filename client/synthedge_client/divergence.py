@@ -26,6 +26,8 @@ from synthedge_protocols.v1 import statements_pb2 as pb
 FROZEN_FACT = "records differ"  # JSON: reason, and the digests of statements the coordinator lost
 # More than the coordinator looks back.
 _NEWEST = 1_024
+# Inbox messages whose digests are compared: a restored coordinator gives their numbers to other messages.
+_MARKS = 64
 
 
 def frozen_reason(connection: sa.Connection) -> str | None:
@@ -114,10 +116,14 @@ def recover(site: Site, steward: Steward) -> dict[str, Any]:
 
 
 def _remembered(transaction: sa.Connection) -> wire.CompareRequest:
-    last = transaction.execute(sa.select(sa.func.max(store.inbox.c.sequence))).scalar_one()
+    inbox = store.inbox
+    read = transaction.execute(
+        sa.select(inbox.c.sequence, inbox.c.message).order_by(inbox.c.sequence.desc()).limit(_MARKS)
+    ).all()
     rows = _outbox(transaction)
     return wire.CompareRequest(
-        inbox_after=last or 0,
+        inbox_after=read[0].sequence if read else 0,
+        marks=[wire.InboxMark(sequence=row.sequence, digest=sha256(row.message)) for row in read],
         sent=[digest for _, digest, is_sent in rows if is_sent][-_NEWEST:],
         unsent=[digest for _, digest, is_sent in rows if not is_sent],
     )

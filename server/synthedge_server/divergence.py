@@ -2,8 +2,8 @@
 
 Rules
 -----
-* A statement with a receipt is on both records for ever; inbox numbers never go back. Where that does not hold, one
-  of the two databases is older than what it said.
+* A statement with a receipt is on both records for ever; inbox numbers never go back, and stand for one message each.
+  Where that does not hold, one of the two databases is older than what it said.
 * A request that was delayed shows an older past as well. Only one that carries the challenge of the answer before
   it counts.
 * The site is frozen then: none of its calls is answered and no key released, until a person has decided. Its peers
@@ -12,6 +12,7 @@ Rules
   which the site forgot what it had signed are revoked, since no withdrawal could reach their rows.
 """
 
+import hashlib
 import json
 import secrets
 from typing import Any, Final
@@ -29,6 +30,8 @@ from synthedge_server.standing import change_standing
 
 # How far back the coordinator looks: a restored backup lacks the newest statements first.
 _RECENT: Final = 256
+# How many messages a backup may lack.
+_MAX_AHEAD: Final = 1_000_000_000
 _ENDED: Final = [state.value for state in State if is_final(state)]
 
 
@@ -69,6 +72,7 @@ def compare(
     last_sequence = connection.execute(
         select(store.sites.c.last_sequence).where(store.sites.c.site == site)
     ).scalar_one()
+    agreed, n_reused = _common_past(connection, site, request)
     reasons = []
     if missing:
         reasons.append(
@@ -78,6 +82,10 @@ def compare(
         reasons.append(
             f"the site has read its inbox to number {request.inbox_after}, the coordinator wrote {last_sequence}"
         )
+    elif n_reused:
+        reasons.append(
+            f"{n_reused} messages the site has read are others than the coordinator wrote under their numbers"
+        )
     if forgotten:
         reasons.append(f"the site does not know {len(forgotten)} statements it has signed and sent")
     if not reasons:
@@ -86,6 +94,9 @@ def compare(
         challenge = secrets.token_bytes(16)
         connection.execute(insert(store.challenges).values(site=site, challenge=challenge))
         return wire.CompareAnswer(challenge=challenge)
+    # A number that no coordinator wrote must not become the inbox's.
+    inbox_after = min(request.inbox_after, last_sequence + _MAX_AHEAD)
+    _post_again(transaction, site, agreed, inbox_after)
     older = "site" if forgotten else "coordinator"
     reason = f"frozen, the {older}'s database is older than the other one: {'; '.join(reasons)}"
     transfers = {row.transfer_id.hex() for row in forgotten if row.transfer_id is not None}
@@ -94,7 +105,7 @@ def compare(
             site=site,
             found_at_ms=transaction.now_ms,
             reason=reason,
-            inbox_after=min(request.inbox_after, 2**63 - 1),
+            inbox_after=inbox_after,
             transfers=json.dumps(sorted(transfers)),
         )
     )
@@ -146,12 +157,6 @@ def recover(transaction: Transaction, broker: Broker, site: str) -> dict[str, An
         .where(store.divergences.c.site == site, store.divergences.c.recovered_at_ms.is_(None))
         .values(recovered_at_ms=transaction.now_ms)
     )
-    # Numbers the site has seen already must not be given to other messages.
-    connection.execute(
-        update(store.sites)
-        .where(store.sites.c.site == site, store.sites.c.last_sequence < row.inbox_after)
-        .values(last_sequence=row.inbox_after)
-    )
     change_standing(transaction, broker, site, Standing.ACTIVE, "recovered by the operator")
     table = store.transfers
     touched = connection.execute(
@@ -181,6 +186,46 @@ def recover(transaction: Transaction, broker: Broker, site: str) -> dict[str, An
         "transfers_revoked": [transfer.transfer_id.hex() for transfer in lost],
         "messages_replayed": replayed,
     }
+
+
+def _common_past(
+    connection: Connection, site: str, request: wire.CompareRequest
+) -> tuple[int, int]:
+    """How far site and record agree on what the inbox said, and how many of its messages they disagree on.
+
+    A coordinator that was restored gives numbers the site has read to other messages.
+    """
+    read = {mark.sequence: mark.digest for mark in request.marks}
+    table = store.inbox
+    rows = connection.execute(
+        select(table.c.sequence, table.c.message).where(
+            table.c.site == site, table.c.sequence.in_(read)
+        )
+    ).all()
+    same = [r.sequence for r in rows if hashlib.sha256(r.message).digest() == read[r.sequence]]
+    return max(same, default=0), len(rows) - len(same)
+
+
+def _post_again(transaction: Transaction, site: str, agreed: int, inbox_after: int) -> None:
+    """Give new numbers to messages the site would never ask for: it has read theirs already.
+
+    Where nothing is agreed on, all of them: one that comes twice changes nothing.
+    """
+    connection, table = transaction.connection, store.inbox
+    unread = (table.c.site == site) & table.c.sequence.between(agreed + 1, inbox_after)
+    blobs = list(
+        connection.execute(
+            select(table.c.message).where(unread).order_by(table.c.sequence)
+        ).scalars()
+    )
+    connection.execute(delete(table).where(unread))
+    connection.execute(
+        update(store.sites)
+        .where(store.sites.c.site == site, store.sites.c.last_sequence < inbox_after)
+        .values(last_sequence=inbox_after)
+    )
+    for blob in blobs:
+        transaction.post(site, wire.InboxMessage.FromString(blob))
 
 
 def _recent(connection: Connection, site: str) -> list[Any]:

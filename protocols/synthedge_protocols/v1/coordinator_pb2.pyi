@@ -113,6 +113,7 @@ class CompareRequest(_message.Message):
     SENT_FIELD_NUMBER: _builtins.int
     UNSENT_FIELD_NUMBER: _builtins.int
     CHALLENGE_FIELD_NUMBER: _builtins.int
+    MARKS_FIELD_NUMBER: _builtins.int
     inbox_after: _builtins.int
     """the last sequence number the site has stored"""
     challenge: _builtins.bytes
@@ -125,6 +126,10 @@ class CompareRequest(_message.Message):
     def unsent(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """of those that wait; the coordinator may have them already"""
 
+    @_builtins.property
+    def marks(self) -> _containers.RepeatedCompositeFieldContainer[Global___InboxMark]:
+        """the newest messages the site has stored"""
+
     def __init__(
         self,
         *,
@@ -132,14 +137,38 @@ class CompareRequest(_message.Message):
         sent: _abc.Iterable[_builtins.bytes] | None = ...,
         unsent: _abc.Iterable[_builtins.bytes] | None = ...,
         challenge: _builtins.bytes = ...,
+        marks: _abc.Iterable[Global___InboxMark] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenge", b"challenge", "inbox_after", b"inbox_after", "sent", b"sent", "unsent", b"unsent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenge", b"challenge", "inbox_after", b"inbox_after", "marks", b"marks", "sent", b"sent", "unsent", b"unsent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompareRequest: _TypeAlias = CompareRequest  # noqa: Y015
+
+@_typing.final
+class InboxMark(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    digest: _builtins.bytes
+    """SHA-256 of the InboxMessage"""
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InboxMark: _TypeAlias = InboxMark  # noqa: Y015
 
 @_typing.final
 class CompareAnswer(_message.Message):
