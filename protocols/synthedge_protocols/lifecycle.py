@@ -110,10 +110,11 @@ _R, _D, _C = Party.RECIPIENT, Party.DONOR, Party.COORDINATOR
 _ALL = frozenset(Party)
 _AT_D = frozenset({_D})
 _AT_RC = frozenset({_R, _C})
+_AT_RD = frozenset({_R, _D})
 _AT_R = frozenset({_R})
 
 _ENDED_BY_R = "CANCELLED REFUSED PURGED"
-_ENDED_BY_D = "DECLINED CANCELLED REVOKED"
+_ENDED_BY_D = "DECLINED CANCELLED"
 
 TIME_LIMITS: dict[State, str] = {
     State.PROPOSED: "proposed_h",
@@ -174,28 +175,21 @@ TRANSITIONS: tuple[Transition, ...] = tuple(
         # The recipient's gate, the opening itself, or its steward refused: the rows were deleted.
         _step("DELIVERED", Event.REFUSE, State.REFUSED, _R, "steward or site", _AT_RC),
         _step("SEALED RELAYED", Event.REFUSE, State.REFUSED, _R, "steward or site", _AT_D),
-        # The recipient deleted active rows, or rows withdrawn while its gate ran.
+        # The recipient deleted active rows: its retention was over, its steward wished it, or all were withdrawn.
         _step("ACTIVE", Event.PURGE, State.PURGED, _R, "site", timed=True),
-        _step("DELIVERED", Event.PURGE, State.PURGED, _R, "site", _AT_RC),
-        _step("SEALED RELAYED", Event.PURGE, State.PURGED, _R, "site", _AT_D),
         # People changing their minds.
         _step("REQUESTED", Event.DECLINE, State.DECLINED, _D, "steward"),
         _step("PREPARED", Event.DECLINE, State.DECLINED, _D, "steward", _AT_D),
         # After an approval that lost a consent: the donor is back at PREPARED, they are not.
         _step("APPROVED", Event.DECLINE, State.DECLINED, _D, "steward", _AT_RC),
-        _step("PROPOSED", Event.CANCEL, State.CANCELLED, _C, "nobody"),
         _step("REQUESTED APPROVED RELAYED", Event.CANCEL, State.CANCELLED, _R, "steward"),
         _step("PREPARED SEALED", Event.CANCEL, State.CANCELLED, _R, "steward", _AT_D),
         _step("APPROVED RELAYED", Event.CANCEL, State.CANCELLED, _D, "steward"),
         _step("SEALED", Event.CANCEL, State.CANCELLED, _D, "steward", _AT_D),
-        # The donor's site found a consent lost once the upload had begun: the key must stay
-        # unreleased, or, if the recipient was faster, it deletes what it opened.
-        _step("APPROVED RELAYED", Event.REVOKE, State.REVOKED, _D, "site"),
-        _step("DELIVERED", Event.REVOKE, State.REVOKED, _D, "site", _AT_RC),
-        _step("SEALED", Event.REVOKE, State.REVOKED, _D, "site", _AT_D),
-        # Rules: a time limit passed; a site was suspended, revoked, left or vanished.
+        # Rules: a time limit passed; a site was revoked, left or vanished; or, once the upload had begun, the donor
+        # withdrew rows: the key stays unreleased, or, if the recipient was faster, it deletes what it opened.
         _step(
-            "PROPOSED REQUESTED APPROVED RELAYED",
+            "REQUESTED APPROVED RELAYED",
             Event.EXPIRE,
             State.EXPIRED,
             _C,
@@ -205,7 +199,7 @@ TRANSITIONS: tuple[Transition, ...] = tuple(
         _step("DELIVERED", Event.EXPIRE, State.EXPIRED, _C, "nobody", _AT_RC, timed=True),
         _step("PREPARED SEALED", Event.EXPIRE, State.EXPIRED, _C, "nobody", _AT_D),
         _step(
-            "PROPOSED REQUESTED APPROVED RELAYED ACTIVE",
+            "REQUESTED APPROVED RELAYED ACTIVE",
             Event.REVOKE,
             State.REVOKED,
             _C,
@@ -216,17 +210,16 @@ TRANSITIONS: tuple[Transition, ...] = tuple(
         # Two may end a transfer at once. What the coordinator put on record first holds for all
         # three, and replaces what a site had written down but the coordinator then refused.
         _step(_ENDED_BY_R, Event.EXPIRE, State.EXPIRED, _C, "nobody", _AT_R),
-        _step(f"ACTIVE {_ENDED_BY_R}", Event.REVOKE, State.REVOKED, _D, "site", _AT_R),
         _step(_ENDED_BY_R, Event.REVOKE, State.REVOKED, _C, "nobody", _AT_R),
-        _step("ACTIVE", Event.EXPIRE, State.EXPIRED, _C, "nobody", _AT_R),
+        # At the donor too: a coordinator that was restored from a backup forgot the delivery.
+        _step("ACTIVE", Event.EXPIRE, State.EXPIRED, _C, "nobody", _AT_RD),
         _step("CANCELLED", Event.DECLINE, State.DECLINED, _D, "steward", _AT_R),
         _step("CANCELLED", Event.CANCEL, State.CANCELLED, _D, "steward", _AT_R),
         _step(_ENDED_BY_D, Event.EXPIRE, State.EXPIRED, _C, "nobody", _AT_D),
         _step(_ENDED_BY_D, Event.REVOKE, State.REVOKED, _C, "nobody", _AT_D),
         _step(_ENDED_BY_D, Event.CANCEL, State.CANCELLED, _R, "steward", _AT_D),
-        _step("CANCELLED REVOKED", Event.ACCEPT, State.ACTIVE, _R, "steward or policy", _AT_D),
-        _step("CANCELLED REVOKED", Event.REFUSE, State.REFUSED, _R, "steward or site", _AT_D),
-        _step("CANCELLED REVOKED", Event.PURGE, State.PURGED, _R, "site", _AT_D),
+        _step("CANCELLED", Event.ACCEPT, State.ACTIVE, _R, "steward or policy", _AT_D),
+        _step("CANCELLED", Event.REFUSE, State.REFUSED, _R, "steward or site", _AT_D),
     )
 )
 
@@ -306,6 +299,7 @@ def lifecycle_markdown() -> str:
         "Written by `synthedge_protocols.lifecycle.lifecycle_markdown()`; a test compares.",
         "Recipient, donor and coordinator each keep a record; *records* says whose moves.",
         "*By itself after* names the field of the dictionary's `[policy]` that sets the time.",
+        "PROPOSED is where every record begins; a proposal itself is a hint, and nobody keeps a record of it.",
         "Final states: " + ", ".join(s.value for s in State if is_final(s)) + ".",
         "Where two end a transfer at once, what the coordinator put on record first replaces",
         "what a site had written down itself: the only rows that leave a final state.",

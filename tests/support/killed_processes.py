@@ -13,6 +13,7 @@ import pkgutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -28,6 +29,17 @@ TIMEOUT_S = 60.0
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
+class Moves(threading.local):
+    """What the transaction that is open in this thread has moved; another thread's reading ends none of it."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, str]] = []
+
+    def take(self) -> list[tuple[str, str]]:
+        made, self.made = self.made, []
+        return made
+
+
 class Watch:
     """Notes moves of transfers when they are committed; kills this process at one of them."""
 
@@ -35,13 +47,13 @@ class Watch:
         self._party = party
         self._record = record
         self._death = death
-        self._moves: list[tuple[str, str]] = []
+        self._moves = Moves()
         sa.event.listen(sa.Engine, "before_cursor_execute", self._notice)
         commit: Any = DefaultDialect.do_commit
         undo: Any = DefaultDialect.do_rollback
 
         def watched(dialect: Any, connection: Any) -> None:
-            moves, self._moves = self._moves, []
+            moves = self._moves.take()
             self._die(moves, "before")
             commit(dialect, connection)
             with self._record.open("a") as file:
@@ -50,7 +62,7 @@ class Watch:
             self._die(moves, "after")
 
         def undone(dialect: Any, connection: Any) -> None:
-            self._moves = []
+            self._moves.take()
             undo(dialect, connection)
 
         DefaultDialect.do_commit = watched  # type: ignore[method-assign]
@@ -67,7 +79,7 @@ class Watch:
         before = connection.connection.cursor()
         before.execute("SELECT state FROM transfers")
         (source,) = before.fetchone() or ("PROPOSED",)
-        self._moves.append((source, values["state"]))
+        self._moves.made.append((source, values["state"]))
 
     def _die(self, moves: list[tuple[str, str]], when: str) -> None:
         if any(f"{source}>{target}:{when}" == self._death for source, target in moves):
@@ -93,18 +105,21 @@ def serve(folder: Path, ready: Path, ahead_h: float) -> None:
     asyncio.run(run())
 
 
-def set_standing(folder: Path, site: str, standing: str) -> None:
-    """The operator's command."""
+def operate(folder: Path, what: str, site: str) -> None:
+    """A command of the operator: ``revoke`` or ``recover`` a site."""
     from synthedge_server.folder import CoordinatorFolder
-    from synthedge_server.operations import set_site_state
+    from synthedge_server.operations import recover_site, set_site_state
 
-    set_site_state(CoordinatorFolder(folder), site, standing)
+    if what == "revoke":
+        set_site_state(CoordinatorFolder(folder), site, "revoked")
+    else:
+        recover_site(CoordinatorFolder(folder), site)
 
 
 def at_site(folder: Path, what: str, ahead_h: float) -> None:
     """One command, or one exchange, at a site; every walk has one transfer."""
     from sites import MALE_HIGH, steward
-    from synthedge_client import accepting, asking, cancelling, donating, purging, store
+    from synthedge_client import accepting, asking, cancelling, divergence, donating, purging, store
     from synthedge_client.agent import run_once
     from synthedge_client.site import open_site
     from synthedge_client.transfers import list_transfers
@@ -115,6 +130,9 @@ def at_site(folder: Path, what: str, ahead_h: float) -> None:
     with open_site(folder) as site:
         if what == "exchange":
             run_once(site, site.connect())
+            return
+        if what == "recover":
+            divergence.recover(site, steward())
             return
         with site.store.read() as connection:
             transfers = list_transfers(connection)
@@ -153,8 +171,8 @@ def _child(task: dict[str, Any]) -> int:
     try:
         if task["what"] == "serve":
             serve(folder, Path(task["ready"]), task["ahead_h"])
-        elif task["what"].startswith("stand "):
-            set_standing(folder, *task["what"].split()[1:])
+        elif party == COORDINATOR:
+            operate(folder, *task["what"].split())
         else:
             at_site(folder, task["what"], task["ahead_h"])
     except BaseException:  # noqa: BLE001 - a forked child must not return into the workshop
