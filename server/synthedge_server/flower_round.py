@@ -83,7 +83,10 @@ def ask_nodes(
             unreached[site] = (Outcome.OFFLINE, "the SuperLink does not know its SuperNode")
     while waiting:
         for reply in grid.pull_messages(list(waiting)):
-            site = waiting.pop(reply.metadata.reply_to_message_id)
+            identifier = reply.metadata.reply_to_message_id
+            if identifier not in waiting:
+                continue
+            site = waiting.pop(identifier)
             problem = _take(site, reply, take)
             if problem is not None:
                 unreached[site] = problem

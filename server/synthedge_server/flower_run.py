@@ -3,7 +3,7 @@
 import fcntl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import httpx
@@ -25,6 +25,7 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
+from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
@@ -44,6 +45,8 @@ from synthedge_server.taking_in import taking_in
 
 _ACQUIRE: Final = "/flwr.proto.Runtime/AcquireTask"
 _TASK_WITHIN_S: Final = 10.0
+# How long a SuperLink that went away in the middle of a round is tried again.
+_PATIENCE_S: Final = 5.0
 
 
 @contextmanager
@@ -133,6 +136,8 @@ def _task(link: SuperLink, run_id: int) -> Iterator[tuple[Grid, Context]]:
     grid = HttpGrid(
         str(link.address), insecure=False, root_certificates=link.certificate, token=token
     )
+    # By itself it tries for ever: a SuperLink that died would hold the round beyond its end.
+    grid._retry_invoker.max_time = _PATIENCE_S
     client = grid._runtime_client
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
     heartbeat.start()
@@ -145,8 +150,11 @@ def _task(link: SuperLink, run_id: int) -> Iterator[tuple[Grid, Context]]:
         yield grid, context_from_proto(task.context)
         status = SubStatus.COMPLETED
     finally:
+        grid._retry_invoker.max_tries = 1
         heartbeat.stop()
-        client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=""))
+        # Whatever was answered is taken in: that the SuperLink does not hear of the end changes nothing.
+        with suppress(httpx.HTTPError, RunNotRunningException):
+            client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=""))
         grid.close()
 
 
@@ -192,3 +200,5 @@ def _as_unavailable() -> Iterator[None]:
         yield
     except httpx.HTTPError as error:
         raise UnavailableError(describe(error)) from None
+    except RunNotRunningException:
+        raise UnavailableError("the SuperLink does not run the round any more; ask again") from None

@@ -6,7 +6,7 @@ from server_fixtures import coordinator
 __all__ = ["coordinator", "postgres"]
 
 # Modules whose tests run on both kinds of database; the second time in the slow suite.
-ON_BOTH = ("test_transfers", "test_gap_reports", "test_enrolment", "test_standing")
+ON_BOTH = ("test_transfers", "test_gap_reports", "test_enrolment", "test_standing", "test_rounds")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

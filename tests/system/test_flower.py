@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from synthedge_client.releases import publish
 from synthedge_client.site import open_site
 from synthedge_deploy.consortium import Consortium, free_port
 from synthedge_protocols.discovery import Refusal
+from synthedge_protocols.errors import UnavailableError
 from synthedge_protocols.flower_app import App, app
 from synthedge_server import flower_run, operations, store
 from synthedge_server.flower_nodes import announced_keys
 from synthedge_server.folder import CoordinatorFolder
-from synthedge_server.rounds import close_round, open_round
+from synthedge_server.rounds import close_round, n_waiting, open_round
 from synthedge_server.settings import Address
 from synthedge_server.superlink import SuperLink
 
@@ -77,6 +79,15 @@ class Running:
             return all(nodes.get(name) == "online" for name in names)
 
         self.consortium.wait_for(f"SuperNodes of {names}", are_online, BACK_WITHIN_S)
+
+    def start_superlink(self) -> None:
+        log = self.consortium.log("superlink")
+        n_before = log.read_text().count("ready:") if log.exists() else 0
+        where = ("--dir", str(self.folder.path))
+        self.consortium.start("superlink", "synthedge-coordinator", "flower", "serve", *where)
+        self.consortium.wait_for(
+            "the SuperLink", lambda: log.read_text().count("ready:") > n_before
+        )
 
     def start_runner(self, name: str) -> None:
         folder = str(self.consortium.folder / name)
@@ -137,9 +148,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             file.write(f'flower_listen = "127.0.0.1:{running.superlink}"\n')
         where = ("--dir", str(running.folder.path))
         consortium.start("coordinator", "synthedge-coordinator", "serve", *where)
-        logs = {name: consortium.log(name) for name in ("coordinator", "superlink")}
-        consortium.wait_for("the coordinator", lambda: "ready:" in logs["coordinator"].read_text())
-        consortium.start("superlink", "synthedge-coordinator", "flower", "serve", *where)
+        log = consortium.log("coordinator")
+        consortium.wait_for("the coordinator", lambda: "ready:" in log.read_text())
+        running.start_superlink()
         for name in NAMES:
             make_site(folder, name, patients(name))
             token = folder / f"{name}.token"
@@ -153,7 +164,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             if name == "north":  # as a data manager types it; a command takes a second
                 consortium.command("synthedge", "site", "flower", "approve", app().digest, *here)
             consortium.start(f"{name}-agent", "synthedge", "site", "run", *here)
-        consortium.wait_for("the SuperLink", lambda: "ready:" in logs["superlink"].read_text())
         consortium.start("proxy", shutil.which("nginx") or "", "-c", str(write_nginx(running)))
         for name in NAMES:
             running.start_runner(name)
@@ -162,18 +172,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def test_a_round_brings_what_three_stewards_published(running: Running) -> None:
-    for _ in range(2):  # repeating is safe
-        assert outcomes(running.discover("--engine", "flower", "--timeout", "60")) == OK
-        with operations.reading(running.folder) as engine, engine.connect() as connection:
-            table = store.reports
-            stored = {row.site: row.payload for row in connection.execute(sa.select(table))}
-        for name in NAMES:
-            with (
-                open_site(running.consortium.folder / name) as site,
-                site.store.read() as connection,
-            ):
-                report = connection.execute(sa.select(site_store.releases.c.report)).scalar_one()
-            assert stored[name] == report
+    assert outcomes(running.discover("--engine", "flower", "--timeout", "60")) == OK
+    with operations.reading(running.folder) as engine, engine.connect() as connection:
+        rows = connection.execute(sa.select(store.reports))
+        stored = {row.site: row.payload for row in rows}
+    for name in NAMES:
+        with open_site(running.consortium.folder / name) as site, site.store.read() as connection:
+            report = connection.execute(sa.select(site_store.releases.c.report)).scalar_one()
+        assert stored[name] == report
 
 
 def test_the_channel_brings_the_same(running: Running) -> None:
@@ -237,27 +243,42 @@ def test_an_altered_app_is_refused_by_every_site(running: Running) -> None:
     assert altered.digest in running.consortium.log("north-flower").read_text()
 
 
-def test_a_killed_supernode_loses_that_reply_and_nothing_else(running: Running) -> None:
-    runner = psutil.Process(running.consortium.process("west-flower").pid)
+def test_a_killed_supernode_and_a_killed_superlink_lose_what_was_under_way_and_nothing_else(
+    running: Running,
+) -> None:
+    consortium, log = running.consortium, running.consortium.log("west-flower")
+    runner = psutil.Process(consortium.process("west-flower").pid)
     (node,) = runner.children()
-    log = running.consortium.log("west-flower")
-    n_before, n_starts = log.read_text().count("Receiving:"), log.read_text().count(UP)
+    n_messages, n_starts = log.read_text().count("Receiving:"), log.read_text().count(UP)
     runner.suspend()  # the message stays with the SuperNode
     try:
         typed = running.discover("--engine", "flower", "--timeout", "8")
-        running.consortium.wait_for(
-            "the message", lambda: log.read_text().count("Receiving:") > n_before
-        )
+        consortium.wait_for("it", lambda: log.read_text().count("Receiving:") > n_messages)
         node.send_signal(signal.SIGKILL)
     finally:
         runner.resume()
-    found = outcomes(typed, code=3)
-    assert found.pop("west")[0] == "timed out"
-    assert found == {"north": ("ok", ""), "south": ("ok", "")}
-    # The SuperLink takes it back when it has missed its signs of life.
-    running.consortium.wait_for(
-        "west's SuperNode", lambda: log.read_text().count(UP) > n_starts, BACK_WITHIN_S
-    )
+    north_and_south = {"north": ("ok", ""), "south": ("ok", "")}
+    late = ("timed out", "no answer in time")
+    assert outcomes(typed, code=3) == {**north_and_south, "west": late}
+
+    # West is not back yet: its SuperLink has to miss two signs of life first. It dies meanwhile, in mid-round.
+    def others_answered() -> bool:
+        with operations.reading(running.folder) as engine, engine.connect() as connection:
+            return n_waiting(connection, asked.round_id) == 1
+
+    with flower_run.ready(running.folder) as link, ThreadPoolExecutor() as pool:
+        asked = operations.change(running.folder, lambda t: open_round(t, "flower", None, 60.0))
+        done = pool.submit(flower_run.carry, running.folder, link, asked)
+        consortium.wait_for("the other two", others_answered)
+        consortium.process("superlink").kill()
+        consortium.process("superlink").wait()
+        with pytest.raises(UnavailableError, match="does not answer"):
+            done.result()
+    closed = operations.change(running.folder, lambda t: close_round(t, asked.round_id, {}))
+    assert as_outcomes(closed) == {**north_and_south, "west": late}
+
+    running.start_superlink()
+    consortium.wait_for("west", lambda: log.read_text().count(UP) > n_starts, BACK_WITHIN_S)
     assert outcomes(running.discover("--engine", "flower", "--timeout", "60")) == OK
 
 
