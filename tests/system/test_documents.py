@@ -86,6 +86,14 @@ def test_every_command_is_in_the_handbook_of_who_types_it() -> None:
     assert missing == []
 
 
+def test_blocks_inside_lists_are_indented_as_the_site_and_github_both_read_them() -> None:
+    for page in DOCS.rglob("*.md"):
+        indents = {
+            len(indent) for indent in re.findall(r"^( *)```", page.read_text(), re.MULTILINE)
+        }
+        assert {indent for indent in indents if indent % 4} == set(), page.name
+
+
 def test_every_document_is_in_the_sites_navigation() -> None:
     listed = set(re.findall(r": ([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
     assert listed == {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
