@@ -22,6 +22,8 @@ from server_fixtures import CONSORTIUM, Consortium
 from synthedge_protocols.certificates import load_certificate
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
+from synthedge_server.operations import change, reading
+from synthedge_server.rounds import open_round, outcomes
 
 # Positives and negatives over sex x bp, in flat order; multiples of 5, so that the sums over sex are honest too.
 COUNTS = [(10, 30), (15, 30), (20, 25), (25, 20), (10, 30), (15, 30), (20, 25), (25, 20)]
@@ -40,6 +42,7 @@ class Member:
     toml: str
     digest: bytes
     log_key: bytes
+    report: pb.SignedStatement = field(default_factory=pb.SignedStatement)
     unread: list[wire.InboxMessage] = field(default_factory=list)
 
     def sign(self, payload: Message, *, steward: str = "") -> pb.SignedStatement:
@@ -120,7 +123,8 @@ async def members(coordinator: Consortium) -> AsyncIterator[list[Member]]:
         ]
         counts: Any = {"bp": by_bp, "sex x bp": voxels}
         report = gap_report(member.toml, secrets.token_bytes(16), ["bp", "sex"], counts)
-        await member.connection.submit(member.sign(report, steward="ada"))
+        member.report = member.sign(report, steward="ada")
+        await member.connection.submit(member.report)
     yield joined
     for member in joined:
         await member.connection.channel.close()
@@ -307,11 +311,12 @@ async def withdraws_one_row(
     assert not [m for m in await recipient.connection.inbox() if m.HasField("withdrawal")]
 
 
-async def test_a_second_implementation_is_refused_watches_the_log_and_changes_its_keys(
-    members: list[Member],
+async def test_a_second_implementation_is_refused_answers_rounds_watches_the_log_and_changes_its_keys(
+    coordinator: Consortium, members: list[Member]
 ) -> None:
     north, south, west = members
     await refusals_carry_the_status_and_kind_the_document_says(north, south)
+    await answers_a_round_with_what_was_published(coordinator, north)
     stub = north.connection.stub
     origin = f"{CONSORTIUM}/coordinator"
     first = await stub.GetLogHead(wire.LogHeadRequest(), timeout=10)
@@ -348,6 +353,19 @@ async def test_a_second_implementation_is_refused_watches_the_log_and_changes_it
     # It says that it remembers nothing: the first answer only asks once more.
     assert answer.challenge
     assert not answer.reason
+
+
+async def answers_a_round_with_what_was_published(coordinator: Consortium, site: Member) -> None:
+    asked = change(coordinator.folder, lambda t: open_round(t, "channel", [site.keys.name], 60.0))
+    heard = await site.hears("round")
+    assert heard == asked
+    answer = pb.DiscoveryAnswer(
+        round_id=heard.round_id, dictionary_digest=heard.dictionary_digest, report=site.report
+    )
+    await site.connection.submit(site.keys.sign(answer, now_ms()))
+    with reading(coordinator.folder) as engine, engine.connect() as connection:
+        (outcome,) = outcomes(connection, asked.round_id)
+    assert (outcome["site"], outcome["outcome"]) == (site.keys.name, "ok")
 
 
 async def refusals_carry_the_status_and_kind_the_document_says(
