@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from synthedge_protocols.errors import UnavailableError
@@ -211,6 +212,8 @@ class Writer:
                         work.run(connection, savepoint)
         except BaseException as error:  # noqa: BLE001 - or its callers would wait for ever
             # The transaction as a whole is gone, with everybody's work in it.
+            if isinstance(error, PendingRollbackError):  # its connection broke in the middle
+                error = UnavailableError("the store was lost in the middle of a change; try again")
             for work in group:
                 work.fail(error)
         on_loops: dict[asyncio.AbstractEventLoop, list[_Work[Any]]] = {}

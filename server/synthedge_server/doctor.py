@@ -124,6 +124,17 @@ def _database(connection: Connection) -> list[Problem]:
         answer = connection.exec_driver_sql("PRAGMA integrity_check").scalar_one()
         if answer != "ok":
             found.append(Problem("coordinator.db", "is damaged", "stop 'serve', restore a backup"))
+    else:
+        from synthedge_server.postgres import is_in_the_open
+
+        if is_in_the_open(connection):
+            found.append(
+                Problem(
+                    "the database's connection",
+                    "goes over a network, and does not check whom it speaks to",
+                    "add ?sslmode=verify-full to 'database' in coordinator.toml",
+                )
+            )
     try:
         store.event_log.verify(connection)
     except VerificationError as error:

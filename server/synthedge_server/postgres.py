@@ -30,9 +30,11 @@ RUN_LOCK: Final = 0x5EDE_0002
 """Shared by running coordinators; taken alone by who changes the tables."""
 _OLDEST: Final = 13
 _CONNECT_S: Final = 5
+_TIMEOUTS: Final = "-c statement_timeout=30s -c lock_timeout=20s"
 # A write takes milliseconds. Who holds the lock and stalls for longer is cut off by the server, so that others go on.
-_TIMEOUTS: Final = (
-    "-c statement_timeout=30s -c lock_timeout=20s -c idle_in_transaction_session_timeout=15s"
+_BEGIN_WRITE: Final = (
+    f"SELECT pg_advisory_xact_lock({WRITE_LOCK}),"
+    " set_config('idle_in_transaction_session_timeout', '15s', true)"
 )
 _QUIET_S: Final = 10.0
 _DOWN_S: Final = 1.0
@@ -128,7 +130,7 @@ def postgres_engine(url: str, arguments: dict[str, Any]) -> Engine:
         raw.isolation_level = level.READ_COMMITTED if writes else level.REPEATABLE_READ
         raw.read_only = not writes
         if writes:
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITE_LOCK})")
+            connection.exec_driver_sql(_BEGIN_WRITE)
 
     return engine
 
@@ -142,6 +144,13 @@ _GONE: Final = (
     psycopg.errors.ReadOnlySqlTransaction,
     psycopg.errors.IdleInTransactionSessionTimeout,
 )
+
+
+def is_in_the_open(connection: Connection) -> bool:
+    """Whether a connection leaves the machine without TLS that knows whom it speaks to."""
+    info = connection.connection.dbapi_connection.info  # type: ignore[union-attr]
+    is_here = info.host.startswith("/") or info.host in ("localhost", "127.0.0.1", "::1")
+    return not is_here and info.get_parameters().get("sslmode") not in ("verify-ca", "verify-full")
 
 
 @contextmanager

@@ -1,11 +1,15 @@
 """A coordinator on a real PostgreSQL: how it is opened, and what happens when the database goes away."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -23,8 +27,10 @@ from synthedge_core.errors import UsageError
 from synthedge_protocols.errors import MalformedError, UnavailableError
 from synthedge_protocols.writer import Writer
 from synthedge_server import store
+from synthedge_server.doctor import examine
 from synthedge_server.ledger import Transaction
 from synthedge_server.operations import rows
+from synthedge_server.postgres import WRITE_LOCK, connect_arguments
 from synthedge_server.serve import running
 
 pytestmark = pytest.mark.slow
@@ -192,3 +198,65 @@ def test_text_that_postgresql_cannot_keep_is_refused_and_readers_cannot_write(
         connection.execute(table.insert().values(text="a"))
     writer.close()
     engine.dispose()
+
+
+def test_who_stalls_with_the_lock_is_cut_off_and_holds_nobody_up(postgres: PostgresServer) -> None:
+    url = postgres.new_database()
+    engine = open_engine(url)
+    writer = Writer(engine)
+    show = "SHOW idle_in_transaction_session_timeout"
+    assert writer.submit(lambda c: c.exec_driver_sql(show).scalar_one()).result() == "15s"
+    with engine.connect() as reader:
+        assert reader.exec_driver_sql(show).scalar_one() == "0"
+    with closing(psycopg.connect(**connect_arguments(url))) as stalled:
+        stalled.execute(f"SELECT pg_advisory_xact_lock({WRITE_LOCK})")
+        stalled.execute("SET LOCAL idle_in_transaction_session_timeout = '200ms'")
+        # Waits for the lock, and gets it.
+        assert writer.submit(lambda c: c.exec_driver_sql("SELECT 1").scalar_one()).result() == 1
+    writer.close()
+    engine.dispose()
+
+
+def test_a_connection_that_breaks_in_a_write_fails_all_in_it_as_away_and_no_later_one(
+    postgres: PostgresServer,
+) -> None:
+    engine = open_engine(postgres.new_database())
+    writer = Writer(engine)
+    # The next three wait for this one, and share a transaction.
+    started, going = threading.Event(), threading.Event()
+
+    def hold(_: sa.Connection) -> None:
+        started.set()
+        going.wait()
+
+    held = writer.submit(hold)
+    started.wait()
+    terminate = "SELECT pg_terminate_backend(pg_backend_pid())"
+    group = [
+        writer.submit(lambda c, sql=sql: c.exec_driver_sql(sql).scalar_one())  # type: ignore[misc]
+        for sql in ("SELECT 1", terminate, "SELECT 1")
+    ]
+    going.set()
+    held.result()
+    for future in group:
+        with pytest.raises(UnavailableError):
+            future.result()
+    assert writer.submit(lambda c: c.exec_driver_sql("SELECT 1").scalar_one()).result() == 1
+    writer.close()
+    engine.dispose()
+
+
+def test_the_doctor_names_a_connection_that_leaves_the_machine_unchecked(
+    postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = new_folder(tmp_path / "coordinator", database=postgres.new_database())
+    assert [p for p in examine(folder) if p.subject == "the database's connection"] == []
+    monkeypatch.setattr(psycopg.ConnectionInfo, "host", "db.example.org")
+    assert [p.next_step for p in examine(folder) if p.subject == "the database's connection"] == [
+        "add ?sslmode=verify-full to 'database' in coordinator.toml"
+    ]
+
+
+def test_a_coordinator_on_sqlite_loads_neither_the_driver_nor_alembic() -> None:
+    program = "import sys, synthedge_server.serve; print({'psycopg', 'alembic'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "set()\n"
