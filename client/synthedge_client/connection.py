@@ -87,7 +87,7 @@ def enrol(token: EnrolmentToken, request: wire.EnrolRequest) -> wire.EnrolRespon
         _as_protocol_errors(address),
     ):
         response: wire.EnrolResponse = EnrolmentStub(channel).Enrol(
-            request, timeout=LIMITS.call_timeout_s
+            request, timeout=_AUTHORITY_TIMEOUT_S
         )
         return response
 
