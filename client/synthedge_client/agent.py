@@ -8,12 +8,11 @@ Rules
   later; it never stops the others.
 """
 
-import contextlib
 import importlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
@@ -34,7 +33,7 @@ from synthedge_client.shipping import ship
 from synthedge_client.site import Site
 from synthedge_client.standing_work import StandingWork
 from synthedge_client.transfers import Transfer, list_transfers, note_problem
-from synthedge_core.errors import RefusedError, SynthEdgeError
+from synthedge_core.errors import SynthEdgeError
 from synthedge_protocols.errors import (
     DeadlineError,
     ProtocolError,
@@ -340,25 +339,3 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, sa.exc.OperationalError):
         return "the site's database could not be written"
     return str(error)
-
-
-@contextlib.contextmanager
-def agent_lock(site: Site) -> Iterator[None]:
-    """Hold the site's agent lock: two agents on one database would do the work twice.
-
-    Raises
-    ------
-    RefusedError
-        If an agent runs already.
-    """
-    import fcntl
-
-    path = site.settings.folder / "agent.lock"
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RefusedError(
-                f"an agent of site '{site.settings.id}' runs already on {path.parent}; stop it first"
-            ) from None
-        yield

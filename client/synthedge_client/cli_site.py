@@ -185,13 +185,14 @@ def run(
     import sys
 
     from synthedge_client import agent
+    from synthedge_client.locks import only_one
     from synthedge_client.site import open_site
     from synthedge_client.status import summarise
 
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
-    with open_site(dir) as site, agent.agent_lock(site):
+    with open_site(dir) as site, only_one(site, "agent"):
         connection = site.connect()
         if once:
             try:

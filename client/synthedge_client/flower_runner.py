@@ -11,8 +11,6 @@ Rules
 It speaks to the SuperNode through modules that Flower does not promise to keep: flwr is pinned exactly.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -27,6 +25,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import httpx
+import sqlalchemy as sa
 from cryptography.hazmat.primitives import serialization
 from flwr.app import Context, Error, Message
 from flwr.common.constant import ErrorCode, SubStatus
@@ -43,8 +42,9 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 from synthedge_client import store
 from synthedge_client.flower_app import answer, make_client_app
 from synthedge_client.flower_node import announce_node, approved_app, node_key
+from synthedge_client.locks import only_one
 from synthedge_client.site import Site
-from synthedge_core.errors import RefusedError, SynthEdgeError
+from synthedge_core.errors import SynthEdgeError
 from synthedge_protocols.discovery import Refusal
 from synthedge_protocols.errors import ProtocolError
 from synthedge_protocols.flower_app import MESSAGE_TYPE
@@ -79,7 +79,7 @@ def run(site: Site, superlink: str, stop: threading.Event) -> None:
         If a runner of this site runs already.
     """
     announce_node(site)
-    with _only_one(site), _SuperNode(site, superlink) as node:
+    with only_one(site, "flower"), _SuperNode(site, superlink) as node:
         told = False
         while not stop.is_set():
             node.look_after()
@@ -99,7 +99,14 @@ def run(site: Site, superlink: str, stop: threading.Event) -> None:
 
 
 def _carry_out(site: Site, client: RuntimeHttpClient) -> None:
-    message, context, _, fab = pull_task_input(client)
+    try:
+        message, context, _, fab = pull_task_input(client)
+    except httpx.HTTPError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever Flower's reader makes of a stranger's bytes
+        log.error("a Flower message was refused: it cannot be read (%s)", type(error).__name__)
+        push_task_output(client, None, SubStatus.FAILED, "the message cannot be read")
+        return
     reply = reply_to(site, message, context, hashlib.sha256(fab.content).hexdigest())
     push_message(client, reply, context)
     push_task_output(client, context, SubStatus.COMPLETED, "")
@@ -140,6 +147,8 @@ def reply_to(site: Site, message: Message, context: Context, digest: str) -> Mes
         return make_client_app(lambda _: nullcontext(site))(message, context)
     except (ProtocolError, SynthEdgeError) as error:
         return _error(message, str(error))
+    except sa.exc.OperationalError:
+        return _error(message, "the site's database could not be written")
 
 
 def _error(message: Message, reason: str) -> Message:
@@ -247,16 +256,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-@contextlib.contextmanager
-def _only_one(site: Site) -> Iterator[None]:
-    path = site.settings.folder / "flower.lock"
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RefusedError(
-                f"a Flower runner of site '{site.settings.id}' runs already; stop it first"
-            ) from None
-        yield

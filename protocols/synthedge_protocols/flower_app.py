@@ -9,6 +9,7 @@ import io
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final
 
 from synthedge_protocols.errors import MalformedError
@@ -16,8 +17,10 @@ from synthedge_protocols.errors import MalformedError
 if TYPE_CHECKING:
     from flwr.app import RecordDict
 
-__all__ = ["MESSAGE_TYPE", "QUERY", "App", "app", "pack", "unpack"]
+__all__ = ["MESSAGE_TYPE", "QUERY", "App", "app", "pack", "problem_with_flower", "unpack"]
 
+# As pyproject.toml pins it: runner and SuperLink are spoken to through modules that Flower does not promise to keep.
+_FLWR: Final = "1.41.0"
 QUERY: Final = "gap_scan"
 MESSAGE_TYPE: Final = f"query.{QUERY}"
 _RECORD: Final = "synthedge"
@@ -83,6 +86,17 @@ def app() -> App:
             entry.create_system = 3
             bundle.writestr(entry, text)
     return App(buffer.getvalue())
+
+
+def problem_with_flower() -> str | None:
+    """What keeps this installation from taking part in Flower rounds, in one sentence; None if nothing does."""
+    try:
+        found = version("flwr")
+    except PackageNotFoundError:
+        return "Flower is not installed; run: pip install 'synthedge-federation[flower]'"
+    if found != _FLWR:
+        return f"Flower {found} is installed, this release works with {_FLWR} only; run: pip install flwr=={_FLWR}"
+    return None
 
 
 def pack(message: bytes) -> "RecordDict":

@@ -42,6 +42,8 @@ def discover(
     chosen = next((known for known in ENGINES if known == engine), None)
     if chosen is None:
         raise UsageError(f"there is no engine '{engine}'; take {' or '.join(ENGINES)}")
+    if chosen == "flower":
+        _require_flower()
     names = None if sites is None else [name.strip() for name in sites.split(",") if name.strip()]
     data = run_round(CoordinatorFolder(folder), chosen, names, timeout)
     headers = ("site", "outcome", "reason")
@@ -63,12 +65,22 @@ def serve(folder: Dir = HERE, as_json: Json = False) -> None:
     from synthedge_server.settings import Address
     from synthedge_server.superlink import serve_superlink
 
+    _require_flower()
     log_to_stderr()
 
     def announce(address: Address) -> None:
         emit({"ready": True, "listen": str(address)}, f"ready: {address}", as_json=as_json)
 
     serve_superlink(CoordinatorFolder(folder), announce)
+
+
+def _require_flower() -> None:
+    from synthedge_core.errors import UsageError
+    from synthedge_protocols.flower_app import problem_with_flower
+
+    problem = problem_with_flower()
+    if problem is not None:
+        raise UsageError(problem)
 
 
 @flower_app.command()

@@ -11,6 +11,7 @@ Rules
 
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -148,7 +149,7 @@ def serve_superlink(folder: CoordinatorFolder, announce: Callable[[Address], Non
     # It tells of every call; refusals and faults are enough beside our own lines.
     logging.getLogger("flwr").setLevel(logging.WARNING)
     # Not before: two threads that import Flower at once see half of it.
-    threading.Thread(target=_keep_nodes, args=(folder, announce), daemon=True).start()
+    threading.Thread(target=_keep_or_end, args=(folder, announce), daemon=True).start()
     sys.argv = [
         "flower-superlink",
         *("--host", address.host, "--port", str(address.port)),
@@ -163,6 +164,14 @@ def serve_superlink(folder: CoordinatorFolder, announce: Callable[[Address], Non
         *("--database", str(home / "superlink.db")),
     ]
     flower_superlink()
+
+
+def _keep_or_end(folder: CoordinatorFolder, announce: Callable[[Address], None]) -> None:
+    try:
+        _keep_nodes(folder, announce)
+    except Exception:  # noqa: BLE001 - whatever it was: without it nobody is let in, and nobody cut off
+        log("supernodes-failed", level=logging.ERROR, failed=True)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _keep_nodes(folder: CoordinatorFolder, announce: Callable[[Address], None]) -> None:

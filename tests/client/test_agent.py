@@ -26,13 +26,14 @@ from sites import (
     with_hole,
 )
 from synthedge_client import agent, delivery, outbound, shipping, store
-from synthedge_client.agent import Agent, Attempts, agent_lock, run_forever
+from synthedge_client.agent import Agent, Attempts, run_forever
 from synthedge_client.asking import request
 from synthedge_client.audit import collect
 from synthedge_client.connection import Connection
 from synthedge_client.donating import approve, decline, prepare
 from synthedge_client.enrolment import enrol_site
 from synthedge_client.gaps import choose_region, list_gaps
+from synthedge_client.locks import only_one
 from synthedge_client.received import load_samples
 from synthedge_client.sealed_files import incoming_file, outgoing_file
 from synthedge_client.site import Site, open_site
@@ -540,9 +541,9 @@ async def test_an_agent_whose_inbox_breaks_does_not_run_on_deaf(
 async def test_one_site_has_one_agent(pair: Pair) -> None:
     with (
         open_site(pair[0].settings.folder) as again,
-        agent_lock(pair[0]),
+        only_one(pair[0], "agent"),
         pytest.raises(RefusedError, match="runs already"),
-        agent_lock(again),
+        only_one(again, "agent"),
     ):
         pass
 
