@@ -9,6 +9,7 @@ Rules
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -206,7 +207,8 @@ class ServerCertificate:
 
     def _issue(self) -> x509.Certificate:
         certificate = certify_server(self._folder)
-        staged = self._folder.tls_certificate.with_suffix(".new")
+        # Two processes may be started at once on a folder that has none yet.
+        staged = self._folder.tls_certificate.with_suffix(f".{secrets.token_hex(8)}.new")
         staged.write_bytes(pem(certificate))
         staged.replace(self._folder.tls_certificate)
         log("server-certificate-issued", expires=str(certificate.not_valid_after_utc))

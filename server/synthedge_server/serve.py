@@ -141,11 +141,10 @@ class Coordinator:
                     if self._keeps_house:
                         await self._tidy()
                     waits = ""
-                except NotKeeperError:
-                    self._keeps_house = False
                 except UnavailableError as error:
+                    self._keeps_house = self._shared is None
                     # A database that is away, or a full disk, comes back: what is due then is done then.
-                    if str(error) != waits:
+                    if str(error) != waits and not isinstance(error, NotKeeperError):
                         waits = str(error)
                         log("housekeeping-waits", level=logging.ERROR, reason=waits)
                 await self._certificate.renew_if_due(may_issue=self._keeps_house)

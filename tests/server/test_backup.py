@@ -1,5 +1,6 @@
 """`backup` and `restore`: a coordinator in one file, on the same kind of database or the other one."""
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Iterator
@@ -24,10 +25,12 @@ from server_fixtures import (
 from synthedge_core.errors import UsageError
 from synthedge_protocols.errors import IdentityError, UnavailableError, VerificationError
 from synthedge_protocols.v1 import coordinator_pb2 as wire
+from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import store
 from synthedge_server.backup import back_up
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.operations import change, reading, rows
+from synthedge_server.relay import spool_key
 from synthedge_server.restore import restore
 from synthedge_server.serve import running
 
@@ -99,6 +102,39 @@ async def test_a_backup_taken_while_it_runs_holds_one_moment_with_its_sealed_byt
     assert files(new) == files(coordinator.folder)
     for name in ("ca/ca.key", "tls.key", "log.passphrase"):
         assert (new.path / name).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.slow
+async def test_backups_taken_while_transfers_come_and_go_hold_the_bytes_their_records_tell_of(
+    coordinator: Consortium, tmp_path: Path
+) -> None:
+    north, south, _ = await coordinator.reporting("north", "south", "west")
+    stop = asyncio.Event()
+
+    async def come_and_go() -> None:
+        waiting: list[bytes] = []
+        while not stop.is_set():
+            shipped = await ship(north, south, PAYLOAD)
+            await south.upload(shipped.identifier, shipped.ciphertext)
+            waiting.append(shipped.identifier)
+            if len(waiting) > 2:
+                ending = pb.Ending(transfer_id=waiting.pop(0), state="CANCELLED", reason="enough")
+                await north.submit(north.sign_as_steward(ending))
+
+    coming = asyncio.create_task(come_and_go())
+    n_complete = 0
+    for n in range(12):
+        path, new = tmp_path / f"backup {n}", CoordinatorFolder(tmp_path / f"new {n}")
+        await asyncio.to_thread(back_up, coordinator.folder, path)
+        await asyncio.to_thread(restore, path, new)
+        complete = store.uploads.c.completed_at_ms.is_not(None)
+        for upload in rows(new, sa.select(store.uploads).where(complete)):
+            key = spool_key(upload["transfer_id"], upload["ciphertext_digest"])
+            assert (new.spool / key.hex()).stat().st_size == upload["ciphertext_bytes"]
+            n_complete += 1
+    stop.set()
+    await coming
+    assert n_complete
 
 
 def test_a_backup_with_any_byte_changed_or_missing_restores_nothing(
