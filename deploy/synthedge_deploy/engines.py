@@ -9,29 +9,32 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 # Before flwr is imported: it reads them then. Nothing here may call anybody.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Ray listens on loopback alone then, whatever it is told, on systems where it expects a cluster too.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 # Else Ray warns of what it will change about graphics cards, which nothing here uses.
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_to_proto
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.supercore.run import Run
 
 from synthedge_core.errors import SynthEdgeError, UsageError
+from synthedge_deploy.local_grid import LocalGrid
 
 Engine = Literal["grid", "ray"]
 ENGINES: Final[tuple[Engine, ...]] = get_args(Engine)
@@ -97,93 +100,20 @@ def run_round(engine: Engine, client_app: ClientApp, n_nodes: int, serve: Serve)
     """
     traffic = Traffic()
     if engine == "grid":
-        # Who asks, as Flower's engine names it in its own process: every message tells.
-        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
-        serve(_Counting(InProcessGrid(client_app, n_nodes), traffic), range(1, n_nodes + 1))
+        nodes: dict[int, UserConfig] = {i + 1: {PARTITION: i} for i in range(n_nodes)}
+        serve(_Counting(LocalGrid(client_app, nodes), traffic, threading.Event()), list(nodes))
     else:
         _run_on_ray(client_app, n_nodes, serve, traffic)
     return traffic
 
 
-class _Messages(Grid):
-    """A grid that carries messages, and nothing that Flower's has for other purposes."""
+class _Counting(Grid):
+    """A grid that counts the messages that pass, and stops when the engine has ended."""
 
-    def set_run(self, run: Any) -> None:
-        """There is only one."""
-
-    @property
-    def run(self) -> Any:
-        raise NotImplementedError
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        raise NotImplementedError
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        return self.pull_messages(self.push_messages(messages))
-
-
-class InProcessGrid(_Messages):
-    """A grid whose nodes are calls of one ClientApp in this process, made when a message is pushed.
-
-    Parameters
-    ----------
-    client_app : ClientApp
-    n_nodes : int
-        Their ids count from 1.
-    """
-
-    def __init__(self, client_app: ClientApp, n_nodes: int) -> None:
-        self._app = client_app
-        self._contexts = {
-            i + 1: Context(
-                run_id=0,
-                node_id=i + 1,
-                node_config={PARTITION: i, "num-partitions": n_nodes},
-                state=RecordDict(),
-                run_config={},
-            )
-            for i in range(n_nodes)
-        }
-        self._replies: dict[str, Message] = {}
-
-    def get_node_ids(self) -> Iterable[int]:
-        """All nodes."""
-        return list(self._contexts)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Let every addressed node answer; an empty id for a message to no node."""
-        identifiers = []
-        for n, message in enumerate(messages, start=len(self._replies)):
-            context = self._contexts.get(message.metadata.dst_node_id)
-            if context is None:
-                identifiers.append("")
-                continue
-            identifier = f"message-{n}"
-            message.metadata.__dict__["_message_id"] = identifier
-            self._replies[identifier] = self._answer(message, context)
-            identifiers.append(identifier)
-        return identifiers
-
-    def _answer(self, message: Message, context: Context) -> Message:
-        try:
-            return self._app(message=message, context=context)
-        except Exception as error:  # noqa: BLE001 - as Flower's engines: the app's failure is the node's answer
-            code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-            return Message(Error(code=code, reason=repr(error)), reply_to=message)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies to these messages."""
-        return [self._replies.pop(identifier) for identifier in message_ids]
-
-
-class _Counting(_Messages):
-    """A grid that counts what passes."""
-
-    def __init__(self, grid: Grid, traffic: Traffic) -> None:
+    def __init__(self, grid: Grid, traffic: Traffic, has_ended: threading.Event) -> None:
         self._grid = grid
         self._traffic = traffic
+        self._has_ended = has_ended
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         messages = list(messages)
@@ -192,6 +122,8 @@ class _Counting(_Messages):
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        if self._has_ended.is_set():
+            raise SynthEdgeError("Flower's simulation engine ended before every node had answered")
         replies = list(self._grid.pull_messages(message_ids))
         self._traffic.answered_bytes += sum(message_to_proto(m).ByteSize() for m in replies)
         return replies
@@ -199,18 +131,41 @@ class _Counting(_Messages):
     def get_node_ids(self) -> Iterable[int]:
         return self._grid.get_node_ids()
 
+    def set_run(self, run: Run) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
 
 def _run_on_ray(client_app: ClientApp, n_nodes: int, serve: Serve, traffic: Traffic) -> None:
     require("ray")
     from flwr.simulation import run_simulation
 
     failed: list[BaseException] = []
+    has_ended = threading.Event()
     server = ServerApp()
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            serve(_Counting(grid, traffic), _all_nodes(grid, n_nodes))
+            serve(_Counting(grid, traffic, has_ended), _all_nodes(grid, n_nodes))
         except BaseException as error:
             failed.append(error)
             raise
@@ -244,6 +199,7 @@ def _run_on_ray(client_app: ClientApp, n_nodes: int, serve: Serve, traffic: Traf
             f"Flower's simulation engine ended by itself ({error.__cause__ or error}); is there memory for Ray?"
         ) from error
     finally:
+        has_ended.set()
         _leave_nothing_of_ray(folder)
 
 

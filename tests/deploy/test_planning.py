@@ -1,22 +1,26 @@
 """A consortium simulated before there is one: what is said of it is what the product did."""
 
+import os
+import re
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
-from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
+from flwr.app import Message
 from flwr.common.serde import message_to_proto
 
 from server_fixtures import DICTIONARY_TOML
 from synthedge_core.errors import DisclosureRefusedError, SynthEdgeError, UsageError
 from synthedge_deploy import engines, planning
-from synthedge_deploy.engines import InProcessGrid
 from synthedge_deploy.generated import Plan, hospital, hospitals
+from synthedge_deploy.local_grid import LocalGrid
 from synthedge_deploy.planning import Figures, run
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import cli_simulation
@@ -82,20 +86,20 @@ def test_made_holes_are_found_far_beyond_chance_and_filled(figures: Figures) -> 
 
 def test_bytes_are_those_that_were_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = {"asked": 0, "answered": 0}
-    push, pull = InProcessGrid.push_messages, InProcessGrid.pull_messages
+    push, pull = LocalGrid.push_messages, LocalGrid.pull_messages
 
-    def pushing(grid: InProcessGrid, messages: list[Message]) -> Any:
+    def pushing(grid: LocalGrid, messages: list[Message]) -> Any:
         identifiers = push(grid, messages)
         sent["asked"] += sum(len(message_to_proto(m).SerializeToString()) for m in messages)
         return identifiers
 
-    def pulling(grid: InProcessGrid, identifiers: list[str]) -> Any:
-        replies = pull(grid, identifiers)
+    def pulling(grid: LocalGrid, identifiers: list[str]) -> Any:
+        replies = list(pull(grid, identifiers))
         sent["answered"] += sum(len(message_to_proto(m).SerializeToString()) for m in replies)
         return replies
 
-    monkeypatch.setattr(InProcessGrid, "push_messages", pushing)
-    monkeypatch.setattr(InProcessGrid, "pull_messages", pulling)
+    monkeypatch.setattr(LocalGrid, "push_messages", pushing)
+    monkeypatch.setattr(LocalGrid, "pull_messages", pulling)
     figures = Figures(sites=4)
     plan = replace(PLAN, n_sites=4)
     with planning._Coordinator(tmp_path / "coordinator", plan) as coordinator:
@@ -163,28 +167,6 @@ def test_what_is_not_installed_is_named_in_one_sentence(monkeypatch: pytest.Monk
         cli_simulation._planning()
 
 
-def test_a_node_whose_app_fails_answers_with_an_error() -> None:
-    app = ClientApp()
-
-    @app.query()
-    def fails(message: Message, context: Context) -> Message:
-        raise ValueError
-
-    asked: list[Any] = []
-
-    def serve(grid: Any, nodes: Any) -> None:
-        from flwr.app import RecordDict
-
-        messages = [Message(RecordDict(), node, "query") for node in (*nodes, 99)]
-        identifiers = list(grid.push_messages(messages))
-        asked.extend([identifiers[-1], *grid.pull_messages(identifiers[:-1])])
-
-    engines.run_round("grid", app, 2, serve)
-    nobody, *replies = asked
-    assert nobody == ""
-    assert all(reply.has_error() for reply in replies)
-
-
 RAY_ROUND = """
 import sys
 from pathlib import Path
@@ -200,20 +182,41 @@ for i, data in enumerate(answers):
 """
 
 
+def run_watched(command: list[str]) -> tuple[set[str], set[str]]:
+    """Run a program to its end: addresses that what it started listened on, and folders of a Ray."""
+    addresses: set[str] = set()
+    folders: set[str] = set()
+    started: dict[int, psutil.Process] = {}
+    with subprocess.Popen(command) as program:
+        while program.poll() is None:
+            for process in psutil.Process(program.pid).children(recursive=True):
+                started[process.pid] = process
+                with suppress(psutil.Error):
+                    folders.update(re.findall(r"/\w+/ray-\w+", " ".join(process.cmdline())))
+                    listening = (c for c in process.net_connections() if c.status == "LISTEN")
+                    addresses |= {connection.laddr.ip for connection in listening}
+            time.sleep(0.3)
+    assert program.returncode == 0
+    assert len(started) > 3
+    _, alive = psutil.wait_procs(started.values(), timeout=10)
+    assert not alive
+    return addresses, folders
+
+
 @pytest.mark.slow
 def test_ray_and_the_grid_give_the_same_reports_and_nothing_of_ray_stays(tmp_path: Path) -> None:
     (tmp_path / "consortium.toml").write_text(DICTIONARY_TOML)
     (tmp_path / "ray").mkdir()
-    (tmp_path / "tmp").mkdir()
-    command = [sys.executable, "-c", RAY_ROUND, str(tmp_path / "consortium.toml")]
-    folders = set(Path("/tmp").glob("ray*"))  # noqa: S108
-    subprocess.run([*command, str(tmp_path / "ray")], check=True, timeout=240)
+    arguments = [str(tmp_path / "consortium.toml"), str(tmp_path / "ray")]
+
+    listened, folders = run_watched([sys.executable, "-c", RAY_ROUND, *arguments])
+
     plan = replace(PLAN, n_sites=3)
     with planning._Coordinator(tmp_path / "grid", plan) as coordinator:
         here = planning.collect(plan, "grid", coordinator.open_round(), Figures(sites=3))
-
     on_ray = published([path.read_bytes() for path in (tmp_path / "ray").glob("*.answer")])
     assert on_ray == published(here)
     assert sorted(on_ray) == [plan.site(i) for i in range(3)]
-    started = set(Path("/tmp").glob("ray*")) - folders  # noqa: S108
-    assert not started
+    assert {address.removeprefix("::ffff:") for address in listened} <= {"127.0.0.1", "::1"}
+    assert len(folders) == 1
+    assert not any(map(os.path.exists, folders))
