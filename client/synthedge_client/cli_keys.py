@@ -35,12 +35,14 @@ def rotate(
 ) -> None:
     """Make new keys; the old key signs them, and open transfers finish under the old ones."""
     from synthedge_client.keystore import open_steward
+    from synthedge_client.policies import list_policies
     from synthedge_client.rotation import rotate as make_new
     from synthedge_client.site import open_site
 
     with open_site(dir) as site:
         key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))
         made = make_new(site, key, sealing_only=sealing_only)
+        lapsed = [p for p in list_policies(site) if p["problem"]]
     told = (
         ["The statement key stays; peers take the new sealing key by themselves."]
         if sealing_only
@@ -51,9 +53,13 @@ def rotate(
         ]
     )
     emit(
-        made,
+        made | {"policies_not_in_force": [p["policy"] for p in lapsed]},
         as_json=json,
-        render=lines(*told, "The agent announces it; open transfers finish under the old keys."),
+        render=lines(
+            *told,
+            "The agent announces it; open transfers finish under the old keys.",
+            *(f"Standing policy {p['policy'][:12]}: {p['problem']}" for p in lapsed),
+        ),
     )
 
 

@@ -121,15 +121,19 @@ def policies_sign(
     dir: FolderOption = HERE,
     json: JsonOption = False,
 ) -> None:
-    """Sign a policy as the second of two stewards."""
+    """Sign a policy as the second of two stewards, or anew after new keys or a new dictionary."""
     from synthedge_client.keystore import open_steward
-    from synthedge_client.policies import countersign
+    from synthedge_client.policies import countersign, list_policies
     from synthedge_client.site import open_site
 
     with open_site(dir) as site:
         key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))
         identifier = countersign(site, key, id)
-    emit({"policy": identifier.hex()}, as_json=json, render=lines("Signed; it is in force."))
+        (policy,) = [p for p in list_policies(site) if p["policy"] == identifier.hex()]
+    said = "Signed; " + (policy["problem"] or "it is in force") + "."
+    emit(
+        {"policy": identifier.hex(), "problem": policy["problem"]}, as_json=json, render=lines(said)
+    )
 
 
 @app.command("remove")

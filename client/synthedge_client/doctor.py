@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from synthedge_client import store
 from synthedge_client.connection_doctor import explain_connection
 from synthedge_client.dictionaries import list_known
+from synthedge_client.policies import list_policies
 from synthedge_client.rotation import ends_soon
 from synthedge_client.site import Site, open_site
 from synthedge_client.site_table import examine_site_table
@@ -34,6 +35,7 @@ def examine(folder: Path) -> list[Problem]:
             *_disclosure(site),
             *_peers(site),
             *_keys(site),
+            *_policies(site),
             *_connection(site),
         ]
 
@@ -92,6 +94,16 @@ def _disclosure(site: Site) -> list[Problem]:
     except SynthEdgeError as error:
         problems.append(Problem("[disclosure]", str(error), None, True))
     return problems
+
+
+def _policies(site: Site) -> list[Problem]:
+    return [
+        Problem(
+            f"standing policy {p['policy'][:12]}", f"is not in force: {p['problem']}", None, False
+        )
+        for p in list_policies(site)
+        if p["problem"]
+    ]
 
 
 def _peers(site: Site) -> list[Problem]:

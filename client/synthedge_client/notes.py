@@ -84,6 +84,15 @@ def open_from_peer(
     return open_note(note, key_pair, _context(transfer, kind, subject, sender))
 
 
+def has_key_of(site: Site, note: pb.SealedNote) -> bool:
+    """Whether the key that a note was sealed to is still here."""
+    try:
+        site.keys.hpke_key(note.hpke_key_id)
+    except IdentityError:
+        return False
+    return True
+
+
 def _context(transfer: Transfer, kind: str, subject: bytes, sender: str) -> NoteContext:
     """A transfer finishes under the keys it was requested with, and so do the notes about it."""
     donor, recipient = transfer.request.donor_key_id, site_key_id(transfer.signed_request)

@@ -79,21 +79,33 @@ def add_policy(site: Site, steward: Steward, body: pb.StandingPolicy) -> tuple[b
 
 
 def countersign(site: Site, steward: Steward, typed: str) -> bytes:
-    """Sign a policy as the second of two stewards; return its id.
+    """Sign a policy as the second of two stewards, or anew, as it stands, after new keys or a new dictionary.
+
+    Returns
+    -------
+    bytes
+        Its id; what was done under it before counts.
 
     Raises
     ------
     UsageError
-        If no policy that waits for a second signature has an id that begins so.
+        If no policy that lacks a signature has an id that begins so, or it does not fit the new dictionary.
     RefusedError
         If the same key signed it before.
     """
+    with site.store.read() as connection:
+        lapsed = _body(_named(connection, typed).statement)
+    _check_names(site, lapsed)
     with site.store.write() as connection:
         row = _named(connection, typed)
         body = _body(row.statement)
-        if _is_in_force(site, body):
+        if not _problem(site, row.statement, body):
             raise UsageError(f"policy {typed} needs no further signature")
-        signed = sign_once_more(site, steward, body, row.statement)
+        if _is_in_force(site, body):
+            body.ClearField("first")
+            signed = steward.sign(site, body)
+        else:
+            signed = sign_once_more(site, steward, body, row.statement)
         connection.execute(
             store.policies.update()
             .where(store.policies.c.policy_id == row.policy_id)
@@ -276,7 +288,8 @@ def _problem(site: Site, blob: bytes, body: pb.StandingPolicy) -> str:
     try:
         _verify(site, blob)
     except ProtocolError as error:
-        return f"{error}; sign it anew"
+        again = f"synthedge site policies sign {body.policy_id.hex()[:12]} --steward NAME"
+        return f"{error}; a steward who still wants it runs '{again}'"
     return ""
 
 

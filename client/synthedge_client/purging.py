@@ -26,7 +26,7 @@ from synthedge_client.exports import copies_of, mark_exports
 from synthedge_client.gate import schema_problem
 from synthedge_client.inbound import verify_from_peer
 from synthedge_client.keystore import Steward
-from synthedge_client.notes import open_from_peer, seal_to_peer
+from synthedge_client.notes import has_key_of, open_from_peer, seal_to_peer
 from synthedge_client.received import delete_samples, replace_sample, tokens_of
 from synthedge_client.sealed_files import incoming_file
 from synthedge_client.site import Site
@@ -307,6 +307,11 @@ def _answer_stranger(
 
 
 def _open(site: Site, transfer: Transfer, notice: pb.WithdrawalNotice) -> pb.WithdrawalBody:
+    if not has_key_of(site, notice.note):
+        # Keys are kept as long as rows are here, so this one was lost. The donor signed that rows of this transfer
+        # are withdrawn, and nobody can read any more which.
+        reason = "sealed to a key that is gone: which rows it names cannot be read, so all of the transfer are"
+        return pb.WithdrawalBody(rows=[pb.WithdrawnRow(action="purge")], reason=reason)
     content = open_from_peer(
         site,
         transfer,

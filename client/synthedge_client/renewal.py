@@ -17,7 +17,7 @@ from synthedge_client import store
 from synthedge_client.connection import Connection, renew_expired
 from synthedge_client.enrolment import check_certificate, replace_file
 from synthedge_client.keystore import read_certificate
-from synthedge_client.rotation import forget_hpke_keys
+from synthedge_client.rotation import forget_hpke_keys, rotate_if_due
 from synthedge_client.site import Site
 from synthedge_protocols.certificates import is_past_half_life, load_certificate, pem, site_csr
 from synthedge_protocols.errors import ProtocolError, UnavailableError
@@ -115,4 +115,6 @@ class Renewer:
             renew_if_due(site, connection, self._now())
         except ProtocolError as error:
             log.error("the certificate was not renewed: %s", error)
+        if rotate_if_due(site):
+            log.info("the sealing key was about to end; a new one is announced")
         forget_hpke_keys(site)

@@ -9,6 +9,7 @@ Rules
 * A peer's HPKE key follows its statement key, and never goes back to an older one.
 """
 
+import json
 from typing import Any
 
 import sqlalchemy as sa
@@ -33,19 +34,22 @@ from synthedge_protocols.v1 import statements_pb2 as pb
 
 LIMITS = Limits()
 KIND = "key-rotation"
+AGENT = "agent"
+ROTATED = "keys rotated"
 _BEFORE = "keys before the rotation"
 _DAY_MS = 86_400_000
 _WARN_DAYS = 60
+_BY_ITSELF_DAYS = 30
 
 
-def rotate(site: Site, steward: Steward, *, sealing_only: bool) -> dict[str, Any]:
+def rotate(site: Site, steward: Steward | None, *, sealing_only: bool) -> dict[str, Any]:
     """Make new keys and queue their announcement, signed by the old statement key.
 
     Parameters
     ----------
     site : Site
-    steward : Steward
-        Who orders it; named in the announcement and the audit.
+    steward : Steward or None
+        Who orders it, named in the announcement and the audit; None: the agent, of a sealing key that ends.
     sealing_only : bool
         Keep the statement key, so that no peer has to compare fingerprints; only the HPKE key is new.
 
@@ -54,6 +58,7 @@ def rotate(site: Site, steward: Steward, *, sealing_only: bool) -> dict[str, Any
     RefusedError
         If an earlier rotation was not sent yet.
     """
+    by, who = (AGENT, AGENT) if steward is None else (steward.name, steward.label)
     old = site.statement_key
     new = old if sealing_only else StatementKey.generate()
     hpke = HpkeKeyPair.generate()
@@ -78,18 +83,20 @@ def rotate(site: Site, steward: Steward, *, sealing_only: bool) -> dict[str, Any
             hpke,
             consortium=site.consortium,
             site=site.settings.id,
-            steward=steward.name,
+            steward=by,
             now_ms=store.now_ms(),
         )
-        store.set_fact(connection, _BEFORE, f"{old.key_id.hex()} {site.hpke_key.key_id.hex()}")
+        until = store.get_fact(connection, store.HPKE_UNTIL) or ""
+        before = f"{old.key_id.hex()} {site.hpke_key.key_id.hex()} {until}"
+        store.set_fact(connection, _BEFORE, before)
         store.set_fact(connection, store.HPKE_UNTIL, str(store.now_ms() + HPKE_DAYS * _DAY_MS))
-        outbound.enqueue(connection, KIND, signed, steward.label)
+        outbound.enqueue(connection, KIND, signed, who)
         _make_current(connection, new.key_id, hpke.key_id)
         store.record(
             connection,
-            "keys rotated",
-            steward.label,
-            steward_key=steward.key.fingerprint,
+            ROTATED,
+            who,
+            **({} if steward is None else {"steward_key": steward.key.fingerprint}),
             old=old.fingerprint,
             new=new.fingerprint,
             hpke_key=hpke.key_id.hex(),
@@ -103,22 +110,42 @@ def rotate(site: Site, steward: Steward, *, sealing_only: bool) -> dict[str, Any
 
 def ends_soon(connection: sa.Connection, now_ms: int) -> str:
     """Say that the site's HPKE key ends within two months, and what to do; empty if it does not."""
-    until = store.get_fact(connection, store.HPKE_UNTIL)
-    if until is None or int(until) - now_ms > _WARN_DAYS * _DAY_MS:
+    days = _days_left(connection, now_ms)
+    if days is None or days > _WARN_DAYS:
         return ""
-    days = max(0, (int(until) - now_ms) // _DAY_MS)
     return (
-        f"the key that rows are sealed to ends in {days} days; "
-        "run 'synthedge site keys rotate --sealing-only --steward NAME'"
+        f"the key that rows are sealed to ends in {max(0, days)} days; 'synthedge site run' replaces it in its last "
+        f"{_BY_ITSELF_DAYS}, or run 'synthedge site keys rotate --sealing-only --steward NAME'"
     )
+
+
+def rotate_if_due(site: Site) -> bool:
+    """Replace a sealing key in its last month; True if it was due: the agent's part.
+
+    Nobody has to compare anything: the statement key, which signs the new one, stays. Without it no row could be
+    sealed to this site, nor a withdrawal of rows that are here.
+    """
+    with site.store.read() as connection:
+        days = _days_left(connection, store.now_ms())
+    if days is None or days > _BY_ITSELF_DAYS:
+        return False
+    rotate(site, None, sealing_only=True)
+    return True
+
+
+def _days_left(connection: sa.Connection, now_ms: int) -> int | None:
+    until = store.get_fact(connection, store.HPKE_UNTIL)
+    return None if until is None else (int(until) - now_ms) // _DAY_MS
 
 
 def take_back(connection: sa.Connection) -> None:
     """Return to the keys before a rotation that the coordinator refused."""
     before = store.get_fact(connection, _BEFORE)
     if before is not None:
-        statement, hpke = (bytes.fromhex(text) for text in before.split())
-        _make_current(connection, statement, hpke)
+        statement, hpke, *until = before.split()
+        _make_current(connection, bytes.fromhex(statement), bytes.fromhex(hpke))
+        for text in until:
+            store.set_fact(connection, store.HPKE_UNTIL, text)
 
 
 def _make_current(connection: sa.Connection, statement: bytes, hpke: bytes) -> None:
@@ -127,21 +154,27 @@ def _make_current(connection: sa.Connection, statement: bytes, hpke: bytes) -> N
 
 
 def forget_hpke_keys(site: Site) -> int:
-    """Delete replaced HPKE keys that no open transfer names any more; return how many.
+    """Delete replaced HPKE keys that nothing can be sealed to any more; return how many.
 
-    What was sealed to a deleted key can never be opened again, by whoever holds a copy of it.
+    Rows are sealed to the key that their request names, a withdrawal of them to that one or one that came later: so
+    those go that were replaced before any transfer under way, and any whose rows are here, was requested. What was
+    sealed to a deleted key can never be opened again, by whoever holds a copy of it.
     """
     from synthedge_client.transfers import list_transfers
 
     with site.store.read() as connection:
-        transfers = list_transfers(connection)
+        transfers = list_transfers(connection, [s for s in State if not is_final(s)])
         before = store.get_fact(connection, _BEFORE)
-    needed = {
-        t.request.hpke_key_id
-        for t in transfers
-        if t.role == "recipient" and not is_final(t.state) and t.state is not State.ACTIVE
-    }
-    needed.add(site.hpke_key.key_id)
+        details = connection.execute(
+            sa.select(store.events.c.details)
+            .where(store.events.c.what == ROTATED)
+            .order_by(store.events.c.id)
+        ).scalars()
+        made = [bytes.fromhex(json.loads(text)["hpke_key"]) for text in details]
+    named = {t.request.hpke_key_id for t in transfers if t.role == "recipient"}
+    # A key that no rotation made is the site's first.
+    oldest = min((made.index(key) if key in made else 0 for key in named), default=len(made))
+    needed = {*made[oldest:], site.hpke_key.key_id}
     if before is not None:
         needed.add(bytes.fromhex(before.split()[1]))  # the rotation may still be refused
     return site.keys.keep_hpke_keys(needed)

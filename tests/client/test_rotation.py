@@ -10,10 +10,13 @@ from enrolled import exchange
 from sites import events, steward, transfer_at
 from synthedge_client import rotation, store
 from synthedge_client.cli_site import app
+from synthedge_client.doctor import examine
 from synthedge_client.keystore import add_steward, load_keys
+from synthedge_client.policies import add_policy, countersign, list_policies
+from synthedge_client.purging import purge_transfer
 from synthedge_client.received import load_samples
 from synthedge_client.site import Site
-from synthedge_core.errors import RefusedError
+from synthedge_core.errors import RefusedError, UsageError
 from synthedge_protocols.errors import VerificationError
 from synthedge_protocols.keys import HpkeKeyPair, StatementKey
 from synthedge_protocols.lifecycle import State
@@ -94,8 +97,50 @@ async def test_a_new_sealing_key_needs_no_telephone_and_the_old_one_is_destroyed
     await exchange(north, south)
     rotated(north, sealing_only=True)
     await exchange(north, south)
-    assert rotation.forget_hpke_keys(north) <= 1
+    # As long as rows are here, a withdrawal of them may be on its way, sealed to any key since.
+    assert north.keys._file("hpke", second_key).exists()
+    purge_transfer(north, transfer_at(north, first), steward(), "study ended")
+    assert rotation.forget_hpke_keys(north) == 1
     assert not north.keys._file("hpke", second_key).exists()
+
+
+async def test_the_agent_replaces_a_sealing_key_in_its_last_month(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    north, south = pair
+    first, fingerprint = north.hpke_key.key_id, north.fingerprint
+    with north.store.write() as connection:
+        store.set_fact(connection, store.HPKE_UNTIL, str(store.now_ms() + 29 * 86_400_000))
+    await exchange(north, south)
+
+    assert north.hpke_key.key_id != first
+    assert north.fingerprint == fingerprint
+    identifier = await asked_and_given(north, south)
+    await exchange(south, north, south)
+    assert states(identifier, north, south) == ["ACTIVE", "ACTIVE"]
+
+
+async def test_a_policy_that_lapsed_with_the_keys_is_named_and_signed_anew(pair: Pair) -> None:
+    north, _ = pair
+    body = pb.StandingPolicy(
+        acts=["accept"],
+        peers=["south"],
+        purposes=["DUO:0000007"],
+        features=[f.name for f in north.dictionary.features if f.is_shareable],
+        rows=20,
+        period_days=30,
+        valid_until_ms=store.now_ms() + 86_400_000,
+    )
+    identifier, _ = add_policy(north, steward(), body)
+    with pytest.raises(UsageError, match="needs no further signature"):
+        countersign(north, steward(), identifier.hex())
+    rotated(north)
+
+    (named,) = [p for p in examine(north.settings.folder) if "standing policy" in p.about]
+    assert f"policies sign {identifier.hex()[:12]} --steward" in named.found
+    countersign(north, steward(), identifier.hex()[:12])
+    (policy,) = list_policies(north)
+    assert (policy["policy"], policy["problem"]) == (identifier.hex(), "")
 
 
 async def test_a_coordinator_that_swaps_keys_is_refused_and_shown(pair: Pair) -> None:

@@ -545,6 +545,36 @@ async def test_a_withdrawal_reaches_a_recipient_that_changed_its_keys(pair: Pair
     assert (entry["state"], entry["report"]["rows_purged"]) == ("PURGED", 1)
 
 
+@pytest.mark.parametrize("is_key_lost", [False, True])
+async def test_a_withdrawal_that_waited_while_keys_changed_twice_is_carried_out(
+    pair: Pair, is_key_lost: bool
+) -> None:
+    """If the key is gone, nobody can read which row is meant, and all of the transfer go."""
+    from synthedge_client.rotation import forget_hpke_keys, rotate
+
+    north, south = pair
+    rotate(north, steward(), sealing_only=True)
+    await exchange(north, south)
+    identifier = await delivered(north, south)
+    sealed_to = north.hpke_key.key_id
+    withdraw_patient(south, one_given(south)[1])
+    for _ in range(2):
+        rotate(north, steward(), sealing_only=True)
+        await exchange(north)
+    forget_hpke_keys(north)
+    if is_key_lost:
+        north.keys._file("hpke", sealed_to).unlink()
+
+    await exchange(south, north, south)
+
+    assert len(tokens_at(north)) == (0 if is_key_lost else 4)
+    (entry,) = describe_withdrawals(south)
+    assert (entry["state"], entry["report"]["rows_purged"]) == ("PURGED", 5 if is_key_lost else 1)
+    if is_key_lost:
+        await exchange(north, south)
+        assert states(identifier, north, south) == ["PURGED", "PURGED"]
+
+
 @pytest.mark.parametrize("whole", [False, True])
 async def test_withdrawn_rows_do_not_come_back_with_a_backup(
     pair: Pair, consortium: Consortium, whole: bool

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from memory_consortium import COORDINATOR, MemoryConsortium, copied, new_consortium
-from sites import MALE_HIGH, patients, steward, transfer_at, with_hole
+from sites import MALE_HIGH, events, patients, steward, transfer_at, with_hole
 from synthedge_client import divergence
 from synthedge_client.asking import request
 from synthedge_client.donating import approve, prepare
@@ -173,6 +173,39 @@ def test_a_coordinator_restored_from_a_backup_freezes_sites_and_gets_what_it_los
     give(consortium, identifier)
     assert states(consortium, identifier) == ["ACTIVE", "ACTIVE"]
     assert len(load_samples(consortium.sites["north"])) == 5
+
+
+def test_a_restored_coordinator_that_wrote_on_is_found_out_by_its_messages(
+    consortium: MemoryConsortium,
+) -> None:
+    """It froze the recipient and told the donor so, under a number the donor had read already."""
+    identifier = ask(consortium)
+    south = consortium.sites["south"]
+    prepare(south, transfer_at(south, identifier), "ada")
+    approve(south, transfer_at(south, identifier), steward())
+    exchange(consortium, "south")
+    back_up(consortium, COORDINATOR)
+    exchange(consortium, "north", "south")
+    restore(consortium, COORDINATOR)
+    with pytest.raises(RefusedError, match="are not on the coordinator's record"):
+        exchange(consortium, "north")
+    with pytest.raises(RefusedError, match="1 messages the site has read are others"):
+        exchange(consortium, "south")
+
+    for name in ("north", "south"):
+        operations.recover_site(consortium.coordinator_folder, name)
+        divergence.recover(consortium.sites[name], steward())
+    exchange(consortium, "north", "south")
+
+    # The message under the number it had read is not lost: south heard that north was frozen.
+    assert any("frozen" in told for told in events(south, "peer stands"))
+    # The coordinator does not know that the rows arrived, so no withdrawal would reach them: they are gone.
+    assert len(load_samples(consortium.sites["north"])) == 0
+    assert states(consortium, identifier) == ["PURGED", "ACTIVE"]
+    consortium.wait(25 * 7)
+    consortium.keep_house()
+    exchange(consortium, "north", "south")
+    assert states(consortium, identifier) == ["EXPIRED", "EXPIRED"]
 
 
 def test_only_a_frozen_site_is_recovered(consortium: MemoryConsortium) -> None:
