@@ -3,7 +3,7 @@
 Rules
 -----
 * A renewal is a signed statement: the TLS key alone, stolen, does not get a certificate for ever.
-* The certificate is for the TLS key that enrolled; a suspended or revoked site gets none.
+* The certificate is for the TLS key that enrolled; a site that is shut out or left gets none.
 * One certificate a site and hour: each costs a process of the authority.
 """
 
@@ -22,6 +22,7 @@ from sqlalchemy import Connection, Row, select, update
 from synthedge_protocols.certificates import is_past_half_life, load_certificate, pem, requested_key
 from synthedge_protocols.errors import IdentityError, PolicyError, ProtocolError
 from synthedge_protocols.limits import Limits
+from synthedge_protocols.standing import Standing
 from synthedge_protocols.statements import read_unverified
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
@@ -33,7 +34,10 @@ from synthedge_server.intake import Intake
 from synthedge_server.ledger import Ledger, Transaction
 from synthedge_server.log import log
 from synthedge_server.settings import Settings
+from synthedge_server.standing import MAY_CALL
 
+# A paused site goes on with withdrawals, and one that was away so long that it is called silent must come back.
+_MAY_RENEW: Final = MAY_CALL - {Standing.LEFT}
 _MIN_INTERVAL_MS: Final = 3_600_000
 _RETRY_S: Final = 600.0
 
@@ -101,7 +105,7 @@ def _row(connection: Connection, site: str) -> Row[Any]:
 
 
 def _check(row: Row[Any], digest: bytes, now_ms: int) -> None:
-    if row.state != "active":
+    if row.state not in _MAY_RENEW:
         raise IdentityError(f"the site is {row.state}; ask the coordinator's operator")
     if digest != row.tls_key_digest:
         raise IdentityError(

@@ -60,11 +60,13 @@ async def test_a_certificate_is_renewed_from_half_of_its_life_on(
         await renewed(north, HALF)
 
 
+@pytest.mark.parametrize("standing", ["silent", "paused"])
 async def test_a_site_that_was_away_until_its_certificate_expired_gets_in_again(
-    pair: Pair, consortium: Consortium
+    pair: Pair, consortium: Consortium, standing: str
 ) -> None:
     north, _ = pair
     consortium.clock.ahead_ms = 2 * 3_600_000
+    set_site_state(consortium.folder, "north", standing)
     before = certificate(north)
     assert await renewed(north, BEYOND)
     assert certificate(north).serial_number != before.serial_number
