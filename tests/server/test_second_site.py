@@ -349,10 +349,27 @@ async def test_a_second_implementation_is_refused_answers_rounds_watches_the_log
     leaving = north.sign(pb.SiteLeaving(action="suspend"), steward="ada")
     receipt = await north.connection.submit(leaving)
     assert receipt.statement_digest == sha256(leaving.statement)
-    answer = await stub.Compare(wire.CompareRequest(inbox_after=north.connection.after), timeout=10)
-    # It says that it remembers nothing: the first answer only asks once more.
-    assert answer.challenge
-    assert not answer.reason
+    await compares_and_asks_what_is_known(north)
+
+
+async def compares_and_asks_what_is_known(site: Member) -> None:
+    stub, connection = site.connection.stub, site.connection
+    remembered = wire.CompareRequest(inbox_after=connection.after, sent=connection.sent)
+    agreed = await stub.Compare(remembered, timeout=10)
+    assert not agreed.reason
+    assert not agreed.challenge
+    # A site that remembers nothing is asked once more before it is frozen.
+    doubted = await stub.Compare(wire.CompareRequest(inbox_after=connection.after), timeout=10)
+    assert doubted.challenge
+    assert not doubted.reason
+    known = await stub.GetReleases(wire.ReleasesRequest(dictionary_digest=site.digest), timeout=10)
+    report = pb.Statement.FromString(site.report.statement).payload
+    assert [release.report_digest for release in known.releases] == [sha256(report)]
+    renewal = pb.Renewal(certificate_request=site.keys.certificate_request())
+    request = wire.RenewRequest(request=site.keys.sign(renewal, now_ms()))
+    with pytest.raises(grpc.aio.AioRpcError, match="within the hour") as refused:
+        await stub.Renew(request, timeout=10)
+    assert refusal_of(refused.value) == (grpc.StatusCode.PERMISSION_DENIED, "PolicyError")
 
 
 async def answers_a_round_with_what_was_published(coordinator: Consortium, site: Member) -> None:

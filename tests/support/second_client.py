@@ -48,9 +48,11 @@ class SecondConnection:
         self.channel = grpc.aio.secure_channel(token["address"], credentials)
         self.stub: Any = rpc.CoordinatorStub(self.channel)
         self.after = 0
+        self.sent: list[bytes] = []
 
     async def submit(self, signed: pb.SignedStatement) -> wire.SubmitReceipt:
         receipt: wire.SubmitReceipt = await self.stub.Submit(signed, timeout=TIMEOUT_S)
+        self.sent.append(receipt.statement_digest)
         return receipt
 
     async def inbox(self) -> list[wire.InboxMessage]:
