@@ -14,7 +14,8 @@ from bench import Bar, run_benchmark
 from synthedge_core.public_dictionaries import public_dictionary
 from synthedge_deploy.engines import Engine, run_round
 from synthedge_deploy.generated import Plan
-from synthedge_deploy.planning import Figures, run
+from synthedge_deploy.planning import run
+from synthedge_deploy.planning_figures import Figures
 from synthedge_deploy.uci import DICTIONARY
 
 # From a hundred sites to a thousand; quick: from 20 to 60.

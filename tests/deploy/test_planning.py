@@ -21,7 +21,9 @@ from synthedge_core.errors import DisclosureRefusedError, SynthEdgeError, UsageE
 from synthedge_deploy import engines, planning
 from synthedge_deploy.generated import Plan, hospital, hospitals
 from synthedge_deploy.local_grid import LocalGrid
-from synthedge_deploy.planning import Figures, run
+from synthedge_deploy.planning import run
+from synthedge_deploy.planning_figures import Figures
+from synthedge_deploy.virtual_coordinator import VirtualCoordinator
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import cli_simulation
 from synthedge_server.inbox import messages_after
@@ -102,7 +104,7 @@ def test_bytes_are_those_that_were_sent(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(LocalGrid, "pull_messages", pulling)
     figures = Figures(sites=4)
     plan = replace(PLAN, n_sites=4)
-    with planning._Coordinator(tmp_path / "coordinator", plan) as coordinator:
+    with VirtualCoordinator(tmp_path / "coordinator", plan) as coordinator:
         asked = coordinator.open_round()
         for data in planning.collect(plan, "grid", asked, figures):
             coordinator.take(data)
@@ -172,10 +174,11 @@ import sys
 from pathlib import Path
 from synthedge_deploy import planning
 from synthedge_deploy.generated import Plan
-from synthedge_deploy.planning import Figures
+from synthedge_deploy.planning_figures import Figures
+from synthedge_deploy.virtual_coordinator import VirtualCoordinator
 text, out = Path(sys.argv[1]).read_text(), Path(sys.argv[2])
 plan = Plan(dictionary_text=text, n_sites=3, patients=300, holes=1.0, seed=3)
-with planning._Coordinator(out / "coordinator", plan) as coordinator:
+with VirtualCoordinator(out / "coordinator", plan) as coordinator:
     answers = planning.collect(plan, "ray", coordinator.open_round(), Figures(sites=3))
 for i, data in enumerate(answers):
     (out / f"{i}.answer").write_bytes(data)
@@ -212,7 +215,7 @@ def test_ray_and_the_grid_give_the_same_reports_and_nothing_of_ray_stays(tmp_pat
     listened, folders = run_watched([sys.executable, "-c", RAY_ROUND, *arguments])
 
     plan = replace(PLAN, n_sites=3)
-    with planning._Coordinator(tmp_path / "grid", plan) as coordinator:
+    with VirtualCoordinator(tmp_path / "grid", plan) as coordinator:
         here = planning.collect(plan, "grid", coordinator.open_round(), Figures(sites=3))
     on_ray = published([path.read_bytes() for path in (tmp_path / "ray").glob("*.answer")])
     assert on_ray == published(here)
