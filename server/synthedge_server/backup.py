@@ -22,8 +22,8 @@ from synthedge_server.archive import ArchiveWriter, writing
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.ledger import system_clock
 from synthedge_server.operations import reading
-from synthedge_server.relay import spool_key
 from synthedge_server.settings import Settings, read_settings
+from synthedge_server.transfer_records import spool_keys
 
 ABOUT: Final = "backup.json"
 FILES: Final = "folder"
@@ -68,8 +68,8 @@ def back_up(folder: CoordinatorFolder, output: Path) -> dict[str, Any]:
             _open_spool(folder, spooled, stack)
             about["made_at_ms"] = system_clock()
             with reading(folder) as engine, engine.connect() as connection:
-                complete = _uploads(connection, complete=True)
-                wanted = complete | _uploads(connection, complete=False)
+                wanted = {key.hex() for key in spool_keys(connection)}
+                complete = {key.hex() for key in spool_keys(connection, complete=True)}
                 tables, counts = _dump(connection, output.parent, stack)
             _open_spool(folder, spooled, stack)
             if complete <= spooled.keys():
@@ -130,17 +130,6 @@ def decoded(table: Table, values: list[Any]) -> dict[str, Any]:
         if value is not None and isinstance(column.type, LargeBinary)
         else value
         for column, value in zip(table.columns, values, strict=True)
-    }
-
-
-def _uploads(connection: Connection, *, complete: bool) -> set[str]:
-    table = store.uploads
-    is_done = table.c.completed_at_ms.is_not(None)
-    query = select(table.c.transfer_id, table.c.ciphertext_digest).where(
-        is_done if complete else ~is_done
-    )
-    return {
-        spool_key(row.transfer_id, row.ciphertext_digest).hex() for row in connection.execute(query)
     }
 
 

@@ -55,16 +55,8 @@ def init(
             help="Name or address that sites reach it by, the first one for new sites; without it, where it listens."
         ),
     ] = None,
-    database: Annotated[
-        str | None,
-        typer.Option(
-            help="An empty PostgreSQL database, postgresql://USER@HOST:5432/NAME; without it, SQLite in DIR."
-        ),
-    ] = None,
-    database_password_file: Annotated[
-        str | None,
-        typer.Option(help="File with its user's password, readable by its owner only."),
-    ] = None,
+    database: cli_database.DatabaseUrl = None,
+    database_password_file: cli_database.PasswordFile = None,
     as_json: Json = False,
 ) -> None:
     """Make a coordinator's folder: keys, certificate authority, database, settings."""

@@ -12,6 +12,15 @@ app = typer.Typer(help="The coordinator's database.", no_args_is_help=True)
 
 Dir = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="An empty PostgreSQL database, postgresql://USER@HOST:5432/NAME; without it, SQLite in DIR."
+    ),
+]
+PasswordFile = Annotated[
+    str | None, typer.Option(help="File with its user's password, readable by its owner only.")
+]
 HERE = Path()
 
 
@@ -62,16 +71,8 @@ def backup(
 def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Written by 'backup'.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder.")],
-    database: Annotated[
-        str | None,
-        typer.Option(
-            help="An empty PostgreSQL database, postgresql://USER@HOST:5432/NAME; without it, SQLite in DIR."
-        ),
-    ] = None,
-    database_password_file: Annotated[
-        str | None,
-        typer.Option(help="File with its user's password, readable by its owner only."),
-    ] = None,
+    database: DatabaseUrl = None,
+    database_password_file: PasswordFile = None,
     as_json: Json = False,
 ) -> None:
     """Make a coordinator from a backup, in a new folder; the one it was taken of must not run any more."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 import psycopg
 
 from synthedge_core.errors import RefusedError
+from synthedge_protocols.errors import UnavailableError
 from synthedge_server import store
 from synthedge_server.ledger import CHANNEL, Ledger
 from synthedge_server.log import log
@@ -47,9 +48,15 @@ class Listener:
         ------
         RefusedError
             If the tables are being upgraded, or are of another version by now.
-        psycopg.Error
+        UnavailableError
             If the database is away.
         """
+        try:
+            return await self._connect()
+        except psycopg.Error:
+            raise UnavailableError("the coordinator's database cannot be used now") from None
+
+    async def _connect(self) -> psycopg.AsyncConnection[Any]:
         connection = await psycopg.AsyncConnection.connect(**self._arguments, autocommit=True)
         try:
             found = await connection.execute(f"SELECT pg_try_advisory_lock_shared({RUN_LOCK})")
@@ -80,6 +87,6 @@ class Listener:
             log("listening-again")
             while True:
                 await asyncio.sleep(_AGAIN_S)
-                with contextlib.suppress(psycopg.Error):
+                with contextlib.suppress(UnavailableError):
                     connection = await self.connect()
                     break

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
-from sqlalchemy import Connection, func, select
+from sqlalchemy import func, select
 
 from synthedge_protocols.certificates import load_certificate
 from synthedge_protocols.errors import IdentityError, UnavailableError
@@ -38,13 +38,14 @@ from synthedge_server.log import log
 from synthedge_server.log_heads import LogHeads, load_log_key
 from synthedge_server.memory import hold_memory_small
 from synthedge_server.registries import Registries
-from synthedge_server.relay import Spool, spool_key
+from synthedge_server.relay import Spool
 from synthedge_server.renewal import Renewal, ServerCertificate
 from synthedge_server.servicer import CoordinatorServicer
 from synthedge_server.settings import Address, Settings, read_settings
 from synthedge_server.sharing import Shared, sharing
 from synthedge_server.standing import Watch
 from synthedge_server.telling import Telling
+from synthedge_server.transfer_records import spool_keys
 from synthedge_server.withdrawals import note_overdue, open_withdrawals
 
 _GRACE_S: Final = 3.0
@@ -187,7 +188,7 @@ class Coordinator:
                 .where(store.transfers.c.expires_at_ms <= self._ledger.clock())
                 .limit(1)
             ).first()
-            live = set(_spooled(connection, complete=False))
+            live = spool_keys(connection)
             current = self._registries.current(connection)
             is_overdue = any(
                 not row.is_noted and row.due_at_ms < self._ledger.clock()
@@ -202,16 +203,6 @@ class Coordinator:
         if is_late is not None:
             n_expired = await self._house.write(self._broker.expire)
             log("expired", transfers=n_expired)
-
-
-def _spooled(connection: Connection, *, complete: bool) -> Iterator[bytes]:
-    """Spool keys of the uploads on record: all, or those that are complete."""
-    table = store.uploads
-    query = select(table.c.transfer_id, table.c.ciphertext_digest)
-    if complete:
-        query = query.where(table.c.completed_at_ms.is_not(None))
-    for row in connection.execute(query):
-        yield spool_key(row.transfer_id, row.ciphertext_digest)
 
 
 @asynccontextmanager
@@ -253,7 +244,7 @@ async def running(
         try:
             spool = Spool(folder.spool)
             with engine.connect() as connection:
-                spool.cut_what_a_power_loss_tore(set(_spooled(connection, complete=True)))
+                spool.cut_what_a_power_loss_tore(spool_keys(connection, complete=True))
             ledger = Ledger(engine, writer, spool, clock)
             async with sharing(folder, settings, ledger, writer) as shared:
                 coordinator = await _start(folder, settings, ledger, limits, shared)

@@ -7,6 +7,7 @@ from sqlalchemy import Connection, Row, select
 from synthedge_protocols.errors import LifecycleError
 from synthedge_protocols.lifecycle import Party, State
 from synthedge_server import store
+from synthedge_server.relay import spool_key
 
 
 def find_transfer(connection: Connection, identifier: bytes) -> Row[Any] | None:
@@ -76,3 +77,12 @@ def short_id(row: Row[Any]) -> str:
     """Name a transfer in messages: the first eight hex digits of its id."""
     identifier: bytes = row.transfer_id
     return identifier.hex()[:8]
+
+
+def spool_keys(connection: Connection, *, complete: bool = False) -> set[bytes]:
+    """Spool keys of the uploads on record: of all, or of those that are complete."""
+    table = store.uploads
+    query = select(table.c.transfer_id, table.c.ciphertext_digest)
+    if complete:
+        query = query.where(table.c.completed_at_ms.is_not(None))
+    return {spool_key(row.transfer_id, row.ciphertext_digest) for row in connection.execute(query)}
