@@ -52,8 +52,12 @@ from synthedge_protocols.flower_app import MESSAGE_TYPE
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
-# A SuperNode that ended is refused until the SuperLink noticed, or until its key is registered.
+# A SuperNode that ended is refused until the SuperLink noticed, or until its key is registered: it is started again
+# soon, and ever later while it does not stay.
 START_AGAIN_S = 2.0
+LATER_BY = 1.5
+AT_LAST_S = 60.0
+STAYS_S = 30.0
 STOP_S = 5.0
 ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -165,6 +169,8 @@ class _SuperNode:
         self._stack = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
+        self._seen_alive = 0.0
+        self._wait_s = START_AGAIN_S
 
     def __enter__(self) -> "_SuperNode":
         return self
@@ -181,18 +187,22 @@ class _SuperNode:
 
     @property
     def is_old(self) -> bool:
-        """Whether it had time to start."""
-        return time.monotonic() - self._started > 30.0
+        """Whether it was started a while ago."""
+        return time.monotonic() - self._started > STAYS_S
 
     def look_after(self) -> None:
         """Start it if it does not run; not too often."""
         if self._process is not None and self._process.poll() is None:
-            return
-        if time.monotonic() - self._started < START_AGAIN_S:
+            self._seen_alive = time.monotonic()
             return
         if self._process is not None:
+            if self._seen_alive - self._started > STAYS_S:
+                self._wait_s = START_AGAIN_S
+            if time.monotonic() - self._seen_alive < self._wait_s:
+                return
+            self._wait_s = min(self._wait_s * LATER_BY, AT_LAST_S)
             log.warning("the SuperNode ended with code %s; starting it again", self._process.poll())
-        self._started = time.monotonic()
+        self._started = self._seen_alive = time.monotonic()
         self._stack.close()
         self._address = f"127.0.0.1:{_free_port()}"
         key = node_key(self._site).private_bytes(
