@@ -36,7 +36,7 @@ from synthedge_server.ledger import Ledger, system_clock
 from synthedge_server.locks import alone
 from synthedge_server.log import log
 from synthedge_server.log_heads import LogHeads, load_log_key
-from synthedge_server.memory import hold_memory_small
+from synthedge_server.memory import give_back, hold_memory_small
 from synthedge_server.registries import Registries
 from synthedge_server.relay import Spool
 from synthedge_server.renewal import Renewal, ServerCertificate
@@ -287,6 +287,7 @@ async def serve(
             Address(host=settings.listen.host, port=coordinator.sites_port),
             Address(host=settings.enrolment_listen.host, port=coordinator.enrolment_port),
         )
+        give_back()
         log("ready", sites=coordinator.sites_port, enrolment=coordinator.enrolment_port)
         await coordinator.until(stop)
         log("stopping")
