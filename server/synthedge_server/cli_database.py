@@ -85,10 +85,15 @@ def restore(
         database_password_file=database_password_file,
     )
     ca = "" if data["has_ca"] else f"\nput ca/ back into {folder} before certificates are due"
+    log = (
+        f"\nthe audit log did not verify before: {data['log_problem']}"
+        if data["log_problem"]
+        else ""
+    )
     emit(
         data,
         f"consortium '{data['consortium']}' restored into {folder}: {data['sites']} sites, "
-        f"{data['events']} entries of the audit log, {data['sealed_files']} sealed files{ca}\n"
+        f"{data['events']} entries of the audit log, {data['sealed_files']} sealed files{ca}{log}\n"
         f"next: synthedge-coordinator serve --dir {folder}\n"
         "sites that were told more since the backup are frozen when they call: 'sites' lists them, "
         "'sites recover' lets them in",

@@ -110,6 +110,11 @@ def postgres_engine(url: str, arguments: dict[str, Any]) -> Engine:
         error = context.original_exception
         if isinstance(error, psycopg.DataError):
             raise MalformedError("a text holds characters that no database keeps") from None
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):
+            raise UnavailableError(
+                f"the database's user may not do this ({_first_line(error)}); make it the owner of the database "
+                "(createdb --owner USER)"
+            ) from None
         if isinstance(error, _GONE):
             if time.monotonic() - told > _QUIET_S:
                 told = time.monotonic()

@@ -3,12 +3,13 @@
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from sqlalchemy import Connection, Engine, func, insert, select
+from sqlalchemy import Connection, Engine, Table, func, insert, select
 
 from synthedge_core.errors import UsageError
 from synthedge_protocols.errors import UnavailableError, VerificationError
@@ -42,14 +43,15 @@ def restore(
     Returns
     -------
     dict
-        What was restored, as `backup.back_up` told.
+        What was restored, as `backup.back_up` told, and ``log_problem``: why the audit log does not verify, or None. It
+        is restored as it was, for people to look at.
 
     Raises
     ------
     UsageError
         If the folder or the database holds something already, or the file is no backup.
     VerificationError
-        If the backup was changed, or its audit log does not verify.
+        If the backup was changed.
     UnavailableError
         If it is of another version of the tables, the database cannot be reached, or the disk is full.
     """
@@ -77,6 +79,7 @@ def restore(
         engine = store.open_database(folder, settings, make=True)
         try:
             _load(engine, rows)
+            about["log_problem"] = _log_problem(engine)
         finally:
             engine.dispose()
         shutil.rmtree(rows)
@@ -114,25 +117,34 @@ def _write(path: Path, content: BinaryIO, mode: int) -> None:
 
 
 def _load(engine: Engine, rows: Path) -> None:
-    with (
-        engine.connect().execution_options(**{WRITES: True}) as connection,
-        connection.begin(),
-    ):
-        store.take_time(connection)
-        for table in store.METADATA.sorted_tables:
-            path = rows / f"{table.name}.jsonl"
-            if table.name == "schema_version":
-                continue
-            with path.open(encoding="utf-8") as lines:
-                while batch := [decoded(table, json.loads(line)) for line in islice(lines, _BATCH)]:
-                    connection.execute(insert(table), batch)
-        _count_on(connection)
+    """Fill the tables, or take them away again, so that another try finds the database as empty as this one did."""
+    writing = engine.execution_options(**{WRITES: True})
+    try:
+        with writing.begin() as connection:
+            store.take_time(connection)
+            for table in store.METADATA.sorted_tables:
+                if table.name != "schema_version":
+                    _load_table(connection, table, rows / f"{table.name}.jsonl")
+            _count_on(connection)
+    except BaseException:
+        with suppress(UnavailableError), writing.begin() as connection:
+            store.METADATA.drop_all(connection)
+        raise
+
+
+def _log_problem(engine: Engine) -> str | None:
+    with engine.connect() as connection:
         try:
             store.event_log.verify(connection)
         except VerificationError as error:
-            raise VerificationError(
-                f"{error}, in the backup already; nothing was restored"
-            ) from None
+            return str(error)
+    return None
+
+
+def _load_table(connection: Connection, table: Table, path: Path) -> None:
+    with path.open(encoding="utf-8") as lines:
+        while batch := [decoded(table, json.loads(line)) for line in islice(lines, _BATCH)]:
+            connection.execute(insert(table), batch)
 
 
 def _count_on(connection: Connection) -> None:

@@ -188,6 +188,33 @@ def test_a_backup_of_another_release_names_it(
         restore(backup, CoordinatorFolder(tmp_path / "new"))
 
 
+def test_a_log_that_was_changed_before_is_restored_as_it_was_and_named(tmp_path: Path) -> None:
+    folder = new_folder(tmp_path / "old")
+    change(folder, lambda t: t.record("operator", "invited", "north"))
+    change(folder, lambda t: t.connection.execute(
+        sa.update(store.events).where(store.events.c.id == 2).values(subject="south")
+    ))  # fmt: skip
+    back_up(folder, tmp_path / "backup")
+    about = restore(tmp_path / "backup", CoordinatorFolder(tmp_path / "new"))
+    assert about["log_problem"] == "entry 2 of the audit log was changed"
+
+
+@pytest.mark.slow
+def test_a_restore_that_fails_leaves_the_database_empty_for_the_next_one(
+    postgres: PostgresServer, backup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, new = postgres.new_database(), CoordinatorFolder(tmp_path / "new")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with unchanged(new.path), monkeypatch.context() as patch:
+        patch.setattr("synthedge_server.restore._count_on", full)
+        with pytest.raises(UnavailableError, match="cannot be written: No space left on device"):
+            restore(backup, new, database=url)
+    assert restore(backup, new, database=url)["log_problem"] is None
+
+
 @pytest.mark.slow
 async def test_a_coordinator_moves_from_sqlite_to_postgresql_and_back(
     postgres: PostgresServer, tmp_path: Path

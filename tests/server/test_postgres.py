@@ -74,8 +74,9 @@ def test_a_database_that_will_not_do_is_one_sentence(
     postgres: PostgresServer, tmp_path: Path
 ) -> None:
     latin = postgres.new_database("TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
-    used = postgres.new_database()
+    used, foreign = postgres.new_database(), postgres.new_database()
     new_folder(tmp_path / "first", database=used)
+    postgres.execute("CREATE ROLE guest LOGIN")
     for url, sentence in (
         (
             postgres.url("missing"),
@@ -83,6 +84,7 @@ def test_a_database_that_will_not_do_is_one_sentence(
         ),
         (latin, "keeps text as LATIN1; make one with UTF8"),
         (used, "holds tables already; name an empty one"),
+        (foreign.replace("postgres@", "guest@"), "permission denied .*make it the owner"),
     ):
         with pytest.raises((UnavailableError, UsageError), match=sentence):
             new_folder(tmp_path / "second", database=url)
