@@ -11,7 +11,7 @@ Rules
 
 import sqlalchemy as sa
 
-from synthedge_client import dictionaries, outbound, releases, store
+from synthedge_client import dictionaries, divergence, outbound, releases, store
 from synthedge_client.site import Site
 from synthedge_client.standing import own_standing
 from synthedge_core.errors import SynthEdgeError
@@ -46,8 +46,11 @@ def answer_round(
     ------
     MalformedError
         If what was asked is no round.
+    RefusedError
+        If the site is frozen (see `divergence`): then nothing is sent, no refusal either.
     """
     check_round(asked)
+    divergence.refuse_if_frozen(site)
     found = refusal or _report(site, asked.dictionary_digest, engine)
     answer = outbound.build_answer(asked, found)
     signed = site.sign(answer)

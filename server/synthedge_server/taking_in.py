@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from google.protobuf.message import DecodeError
+from sqlalchemy import Engine
 
-from synthedge_protocols.errors import MalformedError, ProtocolError
+from synthedge_protocols.errors import MalformedError, PolicyError, ProtocolError
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_protocols.writer import Writer
@@ -19,13 +20,15 @@ from synthedge_server.log_heads import LogHeads, load_log_key
 from synthedge_server.registries import Registries
 from synthedge_server.relay import Spool
 from synthedge_server.settings import read_settings
+from synthedge_server.standing import MAY_CALL, standing_of
 
 
 @contextmanager
 def taking_in(folder: CoordinatorFolder) -> Iterator[Callable[[str, bytes], None]]:
     """What takes in the bytes that came from one site's SuperNode, as `serve` would from its connection.
 
-    It raises `ProtocolError` where the intake refuses; the refusal is on record then.
+    It raises `ProtocolError` where the intake refuses, and for a site whose own calls would not be answered; that is
+    on record then.
     """
     settings, limits, registries = read_settings(folder.settings), Limits(), Registries()
     engine = store.open_database(folder, settings)
@@ -40,14 +43,18 @@ def taking_in(folder: CoordinatorFolder) -> Iterator[Callable[[str, bytes], None
     )
     try:
         with asyncio.Runner() as runner:
-            yield lambda site, data: runner.run(_submit(intake, site, data))
+            yield lambda site, data: runner.run(_submit(intake, engine, site, data))
     finally:
         writer.close()
         engine.dispose()
 
 
-async def _submit(intake: Intake, site: str, data: bytes) -> None:
+async def _submit(intake: Intake, engine: Engine, site: str, data: bytes) -> None:
     try:
+        with engine.connect() as connection:
+            standing = standing_of(connection, site)
+        if standing not in MAY_CALL:
+            raise PolicyError(f"site '{site}' is {standing}")
         signed = pb.SignedStatement.FromString(data)
         await intake.submit(site, signed)
     except DecodeError:

@@ -1,5 +1,6 @@
 """Rounds of discovery: one suite over both engines, on real sites and a real coordinator in one process."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,10 +15,11 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from memory_consortium import MemoryConsortium, copied, new_consortium
-from sites import patients, steward
+from sites import patients, queued, steward
 from synthedge_client import outbound
 from synthedge_client import store as site_store
 from synthedge_client.dictionaries import accept
+from synthedge_client.divergence import FROZEN_FACT
 from synthedge_client.flower_app import make_client_app
 from synthedge_client.flower_node import announce_node, approve_app
 from synthedge_client.flower_runner import reply_to
@@ -364,6 +366,36 @@ def test_a_supernode_key_of_another_site_or_of_no_curve_is_refused(
     operations.set_site_state(consortium.coordinator_folder, "north", "revoked")
     with consortium.database.connect() as connection:
         assert announced_keys(connection) == {}
+
+
+def test_who_is_shut_out_in_the_middle_of_a_round_gets_nothing_in_through_flower(
+    consortium: MemoryConsortium,
+) -> None:
+    folder, before = consortium.coordinator_folder, stored(consortium)
+    asked = operations.change(folder, lambda t: open_round(t, "flower", ["west"], TIMEOUT_S))
+    operations.set_site_state(folder, "west", "suspended")
+    grid = LocalGrid(client_app(consortium), {3: {"site": "west"}})
+    with taking_in(folder) as take:
+        unreached = ask_nodes(grid, asked, {"west": 3}, take, TIMEOUT_S)
+    assert unreached == {"west": ("rejected", "site 'west' is suspended")}
+    assert stored(consortium) == before
+
+
+def test_a_frozen_site_sends_nothing_not_even_a_refusal(consortium: MemoryConsortium) -> None:
+    folder, west = consortium.coordinator_folder, consortium.sites["west"]
+    asked = operations.change(folder, lambda t: open_round(t, "flower", ["west"], TIMEOUT_S))
+    with west.store.write() as connection:
+        reason = json.dumps({"reason": "frozen, an old backup", "lost": []})
+        site_store.set_fact(connection, FROZEN_FACT, reason)
+    approve_app(west, app().digest)
+    LocalGrid(client_app(consortium), {})  # says who this process is, to Flower
+    message = Message(pack(asked.SerializeToString()), 1, MESSAGE_TYPE)
+    reply = reply_to(west, message, Context(0, 1, {}, RecordDict(), {}), app().digest)
+    assert reply.has_error()
+    assert "this site is frozen" in (reply.error.reason or "")
+    assert "discovery-answer" not in [
+        pb.Statement.FromString(signed.statement).type for signed in queued(west)
+    ]
 
 
 def test_an_answer_to_a_round_that_did_not_ask_is_refused(consortium: MemoryConsortium) -> None:
