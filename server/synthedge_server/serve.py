@@ -126,6 +126,7 @@ class Coordinator:
         self._housekeeping.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._housekeeping
+        self._ledger.reading.close()
 
     async def _keep_house(self) -> None:
         """Look for what others changed, and keep house while it is this process's to do, until cancelled."""

@@ -105,7 +105,7 @@ class Streams:
 
     def _waiting(self, transfer_id: bytes, offset: int, context: Context) -> bytes:
         site = self._callers.site_of(context)
-        with self._ledger.engine.connect() as connection:
+        with self._ledger.reading as connection:
             waiting_for(connection, transfer_id, site)
             upload = upload_of(connection, transfer_id)
         if upload is None or offset > upload.ciphertext_bytes:
@@ -138,7 +138,7 @@ class Streams:
         LifecycleError
             If there is none, or the site is not the transfer's donor.
         """
-        with self._ledger.engine.connect() as connection:
+        with self._ledger.reading as connection:
             transfer_of(connection, transfer_id, site, Party.DONOR)
             upload = upload_of(connection, transfer_id)
         if upload is None:
