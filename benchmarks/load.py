@@ -235,7 +235,7 @@ def measure(*, quick: bool) -> list[Bar]:
     """
     n_sites, rounds = (QUICK_SITES, QUICK_ROUNDS) if quick else (N_SITES, ROUNDS)
     n_reads, n_writes = (1_500, 600) if quick else (6_000, 2_000)
-    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".load-benchmark-") as name:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         consortium, hospitals = asyncio.run(_prepared(folder, n_sites))
         scene = Scene(folder, consortium, hospitals)

@@ -1,5 +1,6 @@
 """Who calls: the site of the client certificate, checked at every call against the records."""
 
+import hashlib
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -80,12 +81,14 @@ class Callers:
 
     def _identify(self, certificate: bytes) -> tuple[str, bytes]:
         now = datetime.fromtimestamp(self._ledger.clock() / 1000, UTC)
-        known = self._remembered.get(certificate)
+        # By its digest: the bytes would be a kilobyte a site.
+        key = hashlib.sha256(certificate).digest()
+        known = self._remembered.get(key)
         if known is None or now >= known[2]:
             site = site_of(certificate, self._ca_certificate, self._consortium, now=now)
             parsed = load_certificate(certificate)
             known = (site, tls_key_digest(parsed.public_key()), parsed.not_valid_after_utc)
             if len(self._remembered) >= _MAX_REMEMBERED:
                 self._remembered.clear()
-            self._remembered[certificate] = known
+            self._remembered[key] = known
         return known[0], known[1]
