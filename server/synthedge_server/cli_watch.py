@@ -68,11 +68,20 @@ def doctor(folder: Dir = HERE, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def ping(folder: Dir = HERE, as_json: Json = False) -> None:
-    """Tell whether the coordinator on this machine answers; for health checks."""
+def ping(
+    alive: Annotated[
+        bool,
+        typer.Option(
+            "--alive", help="It is enough that it answers: a new start brings no database back."
+        ),
+    ] = False,
+    folder: Dir = HERE,
+    as_json: Json = False,
+) -> None:
+    """Tell whether the coordinator on this machine serves; for health checks."""
     from synthedge_server.ping import ping as call
 
-    address = call(CoordinatorFolder(folder))
+    address = call(CoordinatorFolder(folder), is_enough_to_answer=alive)
     emit({"address": str(address)}, f"answers at {address}", as_json=as_json)
 
 

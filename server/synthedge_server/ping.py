@@ -19,15 +19,21 @@ _SERVING: Final = b"\x08\x01"
 _LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what to dial instead
 
 
-def ping(folder: CoordinatorFolder) -> Address:
+def ping(folder: CoordinatorFolder, *, is_enough_to_answer: bool = False) -> Address:
     """Call the health service at the enrolment port; return the address that answered.
+
+    Parameters
+    ----------
+    folder : CoordinatorFolder
+    is_enough_to_answer : bool
+        Whether one that cannot serve now, because its database is away, counts too: a new start would not help it.
 
     Raises
     ------
     UsageError
         If the folder is not a coordinator's, or its port is 0.
     UnavailableError
-        If nobody answers in 5 seconds, it is another consortium's coordinator, or it does not serve now.
+        If nobody answers in 5 seconds, it is another consortium's coordinator, or it cannot serve now.
     """
     settings = read_settings(folder.settings)
     listen = settings.enrolment_listen
@@ -50,6 +56,8 @@ def ping(folder: CoordinatorFolder) -> Address:
             raise UnavailableError(
                 f"the coordinator at {address} does not answer ({error.code().name}); see its log"
             ) from None
-    if answer != _SERVING:
-        raise UnavailableError(f"the coordinator at {address} answers, but does not serve now")
+    if answer != _SERVING and not is_enough_to_answer:
+        raise UnavailableError(
+            f"the coordinator at {address} answers, but cannot serve now; see its log"
+        )
     return address

@@ -24,17 +24,13 @@ app.kubernetes.io/component: coordinator
 {{- end -}}
 {{- end -}}
 
-{{- define "coordinator.claim" -}}
-{{ .Values.storage.existingClaim | default (include "coordinator.name" .) }}
-{{- end -}}
-
 {{/* What would start and then fail, or lose data, is refused here in a sentence. */}}
 {{- define "coordinator.check" -}}
 {{- if and (gt (int .Values.replicas) 1) (not .Values.database.url) -}}
 {{- fail (printf "replicas is %v, but SQLite serves one process: set database.url" .Values.replicas) -}}
 {{- end -}}
-{{- if and (gt (int .Values.replicas) 1) (not .Values.storage.existingClaim) (not (has "ReadWriteMany" .Values.storage.accessModes)) -}}
-{{- fail (printf "replicas is %v, but the volume is not shared: set storage.accessModes to [ReadWriteMany], or storage.existingClaim" .Values.replicas) -}}
+{{- if not .Values.claim -}}
+{{- fail "set claim to a PersistentVolumeClaim: it will hold the consortium's certificate authority" -}}
 {{- end -}}
 {{- if and .Values.setup.init (or (not .Values.consortium.name) (not .Values.consortium.hosts) (not .Values.dictionary)) -}}
 {{- fail "a new consortium needs consortium.name, consortium.hosts and dictionary (--set-file dictionary=consortium.toml); for a volume that holds a coordinator already set setup.init=false" -}}
@@ -42,8 +38,8 @@ app.kubernetes.io/component: coordinator
 {{- if and (not .Values.setup.init) (or (not .Values.consortium.name) (not .Values.consortium.hosts)) -}}
 {{- fail "set consortium.name and consortium.hosts to those of the coordinator on the volume" -}}
 {{- end -}}
-{{- if and .Values.backup.enabled (not .Values.backup.existingClaim) -}}
-{{- fail "backup.enabled needs backup.existingClaim: a volume that is not the coordinator's own" -}}
+{{- if and .Values.backup.enabled (not .Values.backup.claim) -}}
+{{- fail "backup.enabled needs backup.claim: a volume that is not the coordinator's own" -}}
 {{- end -}}
 {{- if and .Values.metrics.serviceMonitor.enabled (not .Values.metrics.enabled) -}}
 {{- fail "metrics.serviceMonitor.enabled needs metrics.enabled" -}}
@@ -84,7 +80,7 @@ capabilities:
 {{- define "coordinator.volumes" -}}
 - name: state
   persistentVolumeClaim:
-    claimName: {{ include "coordinator.claim" . }}
+    claimName: {{ .Values.claim }}
 - name: tmp
   emptyDir:
     medium: Memory
