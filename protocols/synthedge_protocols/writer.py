@@ -27,7 +27,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from synthedge_protocols.errors import UnavailableError
 
-__all__ = ["WRITES", "Writer", "sqlite_engine"]
+__all__ = ["SNAPSHOT", "WRITES", "Writer", "sqlite_engine"]
 
 T = TypeVar("T")
 
@@ -36,6 +36,8 @@ _NO_ROOM = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 WRITES = "synthedge_writes"
 """Execution option of a connection whose transactions take the write lock at once."""
+SNAPSHOT = "synthedge_snapshot"
+"""Execution option of a connection whose statements all read one moment, where that costs more than a read each."""
 
 
 def sqlite_engine(path: Path) -> Engine:

@@ -17,7 +17,7 @@ from synthedge_protocols.limits import Limits
 from synthedge_protocols.names import check_name
 from synthedge_protocols.standing import Standing
 from synthedge_protocols.tokens import EnrolmentToken
-from synthedge_protocols.writer import Writer
+from synthedge_protocols.writer import SNAPSHOT, Writer
 from synthedge_server import authority, dictionaries, store
 from synthedge_server.broker import Broker
 from synthedge_server.divergence import recover, refuse_if_frozen
@@ -209,7 +209,8 @@ def reading(folder: CoordinatorFolder) -> Iterator[Engine]:
     """
     engine = store.open_database(folder, read_settings(folder.settings))
     try:
-        yield engine
+        # What a command tells is of one moment.
+        yield engine.execution_options(**{SNAPSHOT: True})
     finally:
         engine.dispose()
 

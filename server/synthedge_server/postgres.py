@@ -4,7 +4,7 @@ Rules
 -----
 * A transaction that writes holds one advisory lock: writers of several processes run one after the other, so that the
   audit log stays one chain and messages become visible in the order of their numbers.
-* Everything else is read in one snapshot a transaction, and can write nothing.
+* Everything else can write nothing; with the option `SNAPSHOT` its statements read one moment.
 * What a caller hears of a failure names no host, user or database; the operator's log and the commands do.
 """
 
@@ -21,7 +21,7 @@ from sqlalchemy.engine.interfaces import ExceptionContext
 
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.errors import MalformedError, UnavailableError
-from synthedge_protocols.writer import WRITES
+from synthedge_protocols.writer import SNAPSHOT, WRITES
 from synthedge_server.log import log
 
 WRITE_LOCK: Final = 0x5EDE_0001
@@ -30,7 +30,8 @@ RUN_LOCK: Final = 0x5EDE_0002
 """Shared by running coordinators; taken alone by who changes the tables."""
 _OLDEST: Final = 13
 _CONNECT_S: Final = 5
-_TIMEOUTS: Final = "-c statement_timeout=30s -c lock_timeout=20s"
+# Only who says so writes, see `begin` below.
+_OPTIONS: Final = "-c statement_timeout=30s -c lock_timeout=20s -c default_transaction_read_only=on"
 # A write takes milliseconds. Who holds the lock and stalls for longer is cut off by the server, so that others go on.
 _BEGIN_WRITE: Final = (
     f"SELECT pg_advisory_xact_lock({WRITE_LOCK}),"
@@ -61,7 +62,7 @@ def connect_arguments(url: str, password: str | None = None) -> dict[str, Any]:
         **parts.translate_connect_args(username="user", database="dbname"),
         **parts.query,
     }
-    arguments["options"] = f"{_TIMEOUTS} {arguments.get('options', '')}".strip()
+    arguments["options"] = f"{_OPTIONS} {arguments.get('options', '')}".strip()
     if password is not None:
         arguments["password"] = password
     return arguments
@@ -128,8 +129,11 @@ def postgres_engine(url: str, arguments: dict[str, Any]) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get(WRITES, False)
+        options = connection.get_execution_options()
+        writes, snapshot = options.get(WRITES, False), options.get(SNAPSHOT, False)
         raw: Any = connection.connection.dbapi_connection
+        # A read of one statement needs no transaction, which costs two more trips to the server and back.
+        raw.autocommit = not writes and not snapshot
         # A writer must see what was committed while it waited for the lock; a snapshot would be older.
         level = psycopg.IsolationLevel
         raw.isolation_level = level.READ_COMMITTED if writes else level.REPEATABLE_READ

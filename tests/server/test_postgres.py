@@ -29,7 +29,7 @@ from synthedge_protocols.writer import Writer
 from synthedge_server import store
 from synthedge_server.doctor import examine
 from synthedge_server.ledger import Transaction
-from synthedge_server.operations import rows
+from synthedge_server.operations import change, reading, rows
 from synthedge_server.postgres import WRITE_LOCK, connect_arguments
 from synthedge_server.serve import running
 
@@ -217,6 +217,16 @@ def test_who_stalls_with_the_lock_is_cut_off_and_holds_nobody_up(postgres: Postg
         assert writer.submit(lambda c: c.exec_driver_sql("SELECT 1").scalar_one()).result() == 1
     writer.close()
     engine.dispose()
+
+
+def test_what_a_command_reads_is_of_one_moment(postgres: PostgresServer, tmp_path: Path) -> None:
+    folder = new_folder(tmp_path / "coordinator", database=postgres.new_database())
+    with reading(folder) as engine, engine.connect() as connection:
+        before = store.event_log.size(connection)
+        change(folder, lambda t: t.record("operator", "invited", "north"))
+        assert store.event_log.size(connection) == before
+    with reading(folder) as engine, engine.connect() as connection:
+        assert store.event_log.size(connection) == before + 1
 
 
 def test_a_connection_that_breaks_in_a_write_fails_all_in_it_as_away_and_no_later_one(
