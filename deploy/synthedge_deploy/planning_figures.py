@@ -35,7 +35,8 @@ class Figures:
     wall_s : dict of str to float
         By stage, in seconds.
     cpu_ms : dict of str to float
-        By stage, milliseconds of processor time a site. `report` is measured at a few sites in this process.
+        By stage, milliseconds of processor time a site. `report` is measured at the first few
+        sites in this process.
     """
 
     sites: int
