@@ -56,11 +56,12 @@ def run(
     import sys
 
     from synthedge_core.errors import UsageError
-    from synthedge_protocols.flower_app import problem_with_flower
+    from synthedge_protocols.flower_app import prepare_flower, problem_with_flower
 
     problem = problem_with_flower()
     if problem is not None:
         raise UsageError(problem)
+    prepare_flower()
     from synthedge_client import flower_runner
     from synthedge_client.site import open_site
 

@@ -59,11 +59,6 @@ LATER_BY = 1.5
 AT_LAST_S = 60.0
 STAYS_S = 30.0
 STOP_S = 5.0
-ENVIRONMENT = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-}
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 
 
@@ -221,7 +216,7 @@ class _SuperNode:
                     *("--isolation", "process"),
                     *("--superexec-auth-secret-file", f"/dev/fd/{secret_fd}"),
                 ],
-                env={**os.environ, **ENVIRONMENT, "FLWR_HOME": str(self._site.settings.folder)},
+                env={**os.environ, "FLWR_HOME": str(self._site.settings.folder)},
                 pass_fds=(key_fd, secret_fd),
                 stdout=sys.stderr,
             )

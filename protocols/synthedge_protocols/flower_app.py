@@ -6,6 +6,7 @@ digest only says which conversation is meant. A site approves that digest and no
 
 import hashlib
 import io
+import os
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +18,16 @@ from synthedge_protocols.errors import MalformedError
 if TYPE_CHECKING:
     from flwr.app import RecordDict
 
-__all__ = ["MESSAGE_TYPE", "QUERY", "App", "app", "pack", "problem_with_flower", "unpack"]
+__all__ = [
+    "MESSAGE_TYPE",
+    "QUERY",
+    "App",
+    "app",
+    "pack",
+    "prepare_flower",
+    "problem_with_flower",
+    "unpack",
+]
 
 # As pyproject.toml pins it: runner and SuperLink are spoken to through modules that Flower does not promise to keep.
 _FLWR: Final = "1.41.0"
@@ -97,6 +107,15 @@ def problem_with_flower() -> str | None:
     if found != _FLWR:
         return f"Flower {found} is installed, this release works with {_FLWR} only; run: pip install flwr=={_FLWR}"
     return None
+
+
+def prepare_flower() -> None:
+    """Keep Flower, here and in child processes, from calling anybody; before it is imported, for it reads this then."""
+    os.environ.update(
+        FLWR_TELEMETRY_ENABLED="0",
+        FLWR_DISABLE_UPDATE_CHECK="1",
+        FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
+    )
 
 
 def pack(message: bytes) -> "RecordDict":

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from synthedge_protocols.discovery import Engine
 from synthedge_protocols.errors import UnavailableError
+from synthedge_protocols.flower_app import prepare_flower
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_server import operations
 from synthedge_server.folder import CoordinatorFolder
@@ -37,6 +38,7 @@ def run_round(
     operations.current_dictionary(folder)  # says so if this is no coordinator's folder
     if engine == "channel":
         return _run(folder, engine, sites, timeout_s, lambda asked: _wait(folder, asked))
+    prepare_flower()
     from synthedge_server import flower_run
 
     with flower_run.ready(folder) as link:

@@ -28,6 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from synthedge_core.errors import UsageError
 from synthedge_protocols.errors import UnavailableError
+from synthedge_protocols.flower_app import prepare_flower
 from synthedge_protocols.private_files import read_private_file, write_private_file
 from synthedge_server import operations
 from synthedge_server.authority import load_tls_key
@@ -39,12 +40,6 @@ from synthedge_server.settings import Address, read_settings
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
 
-# No telemetry, no look-ups for updates, nothing installed at run time.
-ENVIRONMENT: Final = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-}
 # What the proxy asks the SuperLink's certificate for: nginx compares names, no addresses.
 NAME: Final = "superlink"
 _CERTIFICATE_DAYS: Final = 3650
@@ -143,7 +138,8 @@ def serve_superlink(folder: CoordinatorFolder, announce: Callable[[Address], Non
     if not (home / "superexec.secret").exists():
         write_private_file(home / "superexec.secret", os.urandom(32))
     _write_proxy_files(folder)
-    os.environ.update(ENVIRONMENT, FLWR_HOME=str(home))
+    prepare_flower()
+    os.environ["FLWR_HOME"] = str(home)
     from flwr.superlink.cli import flower_superlink
 
     # It tells of every call; refusals and faults are enough beside our own lines.

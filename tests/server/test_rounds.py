@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from server_fixtures import (
     DIGEST,
@@ -15,10 +16,10 @@ from server_fixtures import (
     gap_report,
 )
 from synthedge_core.errors import UsageError
-from synthedge_protocols.errors import MalformedError, PolicyError
+from synthedge_protocols.errors import MalformedError, PolicyError, UnavailableError
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
-from synthedge_server import operations
+from synthedge_server import operations, store
 from synthedge_server.discovery import run_round
 from synthedge_server.rounds import close_round, open_round
 
@@ -105,6 +106,15 @@ async def test_answers_that_make_no_sense_are_refused(coordinator: Consortium) -
     with pytest.raises(PolicyError, match="was not asked in"):
         await south.submit(answer_of(south, asked, refusal="paused"))
     assert closed(coordinator, asked)["north"][0] == "timed out"
+
+
+async def test_a_flower_round_without_a_superlink_says_how_to_start_one_and_opens_nothing(
+    coordinator: Consortium,
+) -> None:
+    await coordinator.enrol("north")
+    with pytest.raises(UnavailableError, match="run 'synthedge-coordinator flower serve'"):
+        await asyncio.to_thread(run_round, coordinator.folder, "flower", None, 5.0)
+    assert operations.rows(coordinator.folder, select(store.rounds)) == []
 
 
 async def test_a_round_lasts_more_than_no_time_and_at_most_a_day(coordinator: Consortium) -> None:

@@ -252,7 +252,7 @@ def test_a_killed_supernode_and_a_killed_superlink_lose_what_was_under_way_and_n
     n_messages, n_starts = log.read_text().count("Receiving:"), log.read_text().count(UP)
     runner.suspend()  # the message stays with the SuperNode
     try:
-        typed = running.discover("--engine", "flower", "--timeout", "8")
+        typed = running.discover("--engine", "flower", "--timeout", "10")
         consortium.wait_for("it", lambda: log.read_text().count("Receiving:") > n_messages)
         node.send_signal(signal.SIGKILL)
     finally:
