@@ -45,7 +45,7 @@ class Lease:
         """Renew the lease, or take it if it is nobody's; tell whether this process holds it."""
         if self._epoch is None or time.monotonic() >= self._renew_at_s:
             self._renew_at_s = time.monotonic() + min(_RENEW_S, self._seconds / 3)
-            self._epoch = None
+            # What is under way goes on while the lease is renewed.
             self._epoch = await self._writer.write(self._take)
         return self._epoch is not None
 

@@ -213,4 +213,10 @@ async def test_who_was_stalled_until_the_lease_was_anothers_can_change_nothing(
     await next_one.give_up()
     await asyncio.sleep(0.11)
     assert await stalled.hold()
+    # A long piece of work does not stop because the lease is renewed beside it.
+    await asyncio.sleep(0.11)
+    renewing = asyncio.create_task(stalled.hold())
+    await asyncio.sleep(0)
+    await house.write(tidy)
+    assert await renewing
     house.engine.dispose()
