@@ -15,7 +15,8 @@ import httpx
 import psutil
 import pytest
 import sqlalchemy as sa
-from flwr.proto.control_pb2 import ListNodesRequest
+from flwr.proto.control_pb2 import ListNodesRequest, StartRunRequest
+from flwr.proto.fab_pb2 import Fab
 
 from server_fixtures import CONSORTIUM, DICTIONARY_TOML
 from sites import make_site, patients, steward
@@ -236,6 +237,11 @@ def test_an_altered_app_is_refused_by_every_site(running: Running) -> None:
     folder = running.folder
     altered = App(app().content + b"\0")
     with flower_run.ready(folder) as link:
+        with (
+            link.control() as control
+        ):  # what a round that was killed leaves behind is in nobody's way
+            fab = Fab(hash_str=app().digest, content=app().content)
+            control.StartRun(StartRunRequest(fab=fab))
         asked = operations.change(folder, lambda t: open_round(t, "flower", None, 60.0))
         unreached = flower_run.carry(folder, link, asked, shipped=altered)
         closed = operations.change(folder, lambda t: close_round(t, asked.round_id, unreached))
