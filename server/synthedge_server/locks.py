@@ -22,6 +22,6 @@ def alone(folder: CoordinatorFolder) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RefusedError(
-                f"another coordinator runs on {folder.path}; stop it before starting a second one"
+                f"another coordinator runs on {folder.path}; stop it first"
             ) from None
         yield

@@ -11,7 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from typer.testing import CliRunner
 
-from postgres_server import PostgresServer, open_engine
+from postgres_server import PostgresServer
 from server_fixtures import new_folder
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.errors import UnavailableError
@@ -21,7 +21,7 @@ from synthedge_server.cli import app
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.locks import alone
 from synthedge_server.settings import read_settings
-from synthedge_server.upgrade import upgrade_database, upgrade_tables
+from synthedge_server.upgrade import upgrade_database
 from write_golden_schema import golden, golden_versions
 
 OLDER = [version for version in golden_versions() if version < store.SCHEMA_VERSION]
@@ -87,13 +87,17 @@ def test_an_older_database_becomes_the_newest_with_every_row_kept(
 @pytest.mark.slow
 @pytest.mark.parametrize("version", OLDER)
 def test_an_older_database_on_postgresql_becomes_the_newest_with_every_row_kept(
-    postgres: PostgresServer, version: int
+    postgres: PostgresServer, tmp_path: Path, version: int
 ) -> None:
-    engine = open_engine(postgres.new_database())
-    with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
+    folder = new_folder(tmp_path / "coordinator", database=postgres.new_database())
+    engine = store.engine_of(folder, read_settings(folder.settings))
+    writing = engine.execution_options(**{WRITES: True})
+    with writing.begin() as connection:
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         connection.exec_driver_sql(golden(version, "postgresql").read_text("utf-8"))
     before = rows(engine)
-    assert upgrade_tables(engine) == (version, store.SCHEMA_VERSION)
+    assert upgrade_database(folder) == (version, store.SCHEMA_VERSION)
+    open_database(folder)
     assert differences(engine) == []
     after = rows(engine)
     assert {name: [row[: len(before[name][0])] for row in after[name]] for name in before} == before
