@@ -35,6 +35,7 @@ from synthedge_client.standing_work import StandingWork
 from synthedge_client.transfers import Transfer, list_transfers, note_problem
 from synthedge_core.errors import SynthEdgeError
 from synthedge_protocols.errors import (
+    BusyError,
     DeadlineError,
     ProtocolError,
     UnavailableError,
@@ -120,7 +121,7 @@ class Agent:
         """Store what arrives, as it arrives, until `stop` is set; reconnects for as long as it takes."""
         told = ""
         while not stop.is_set():
-            channel = self._connection.channel_id
+            channel, wait_s = self._connection.channel_id, RECONNECT_S
             try:
                 # The coordinator may be back with another database than the one it went with.
                 divergence.compare(self._site, self._connection)
@@ -133,7 +134,8 @@ class Agent:
                     continue  # the certificate was renewed
                 if not stop.is_set() and told != (told := _in_words(error)):
                     log.warning("inbox stream ended (%s); connecting again", told)
-            stop.wait(RECONNECT_S)
+                wait_s = _wait_s(error)
+            stop.wait(wait_s)
 
     def refresh_peers(self, *, anew: bool = False) -> None:
         """Learn of sites that enrolled, and of keys that changed, since the last time or from the start."""
@@ -315,11 +317,16 @@ def run_forever(site: Site, connection: Connection, stop: threading.Event) -> No
         except (ProtocolError, sa.exc.OperationalError) as error:
             if told != (told := _in_words(error)):
                 log.warning("%s; trying again every %.0f s", told, RECONNECT_S)
-            stop.wait(RECONNECT_S)
+            stop.wait(_wait_s(error))
     connection.close()
     follower.join(timeout=5.0)
     if broken:
         raise broken[0]
+
+
+def _wait_s(error: Exception) -> float:
+    """How long to leave the coordinator alone: as long as it asks for, if it does."""
+    return max(RECONNECT_S, error.wait_s) if isinstance(error, BusyError) else RECONNECT_S
 
 
 def _signer(message: wire.InboxMessage) -> str | None:

@@ -8,6 +8,8 @@ import grpc
 __all__ = [
     "ERROR_NAME_KEY",
     "STATUS",
+    "WAIT_KEY",
+    "BusyError",
     "ConsentError",
     "DeadlineError",
     "IdentityError",
@@ -27,7 +29,11 @@ __all__ = [
 ERROR_NAME_KEY = "synthedge-error"
 """Trailing metadata key that carries the class name, so that the caller rebuilds the same type."""
 
+WAIT_KEY = "synthedge-wait-ms"
+"""Trailing metadata key of a `BusyError`: the time to wait, whole milliseconds."""
+
 _MAX_DETAILS = 1_000
+_MAX_WAIT_S = 300.0
 _INTERNAL_TEXT = "the peer failed internally; its operator finds the cause in its log"
 
 
@@ -85,6 +91,21 @@ class UnavailableError(ProtocolError):
     exit_code = 2
 
 
+class BusyError(UnavailableError):
+    """The caller asks for too much at a time; nothing else is wrong with what it asks.
+
+    Parameters
+    ----------
+    text : str
+    wait_s : float
+        When asking again may help.
+    """
+
+    def __init__(self, text: str, wait_s: float = 1.0) -> None:
+        super().__init__(text)
+        self.wait_s = wait_s
+
+
 class DeadlineError(ProtocolError):
     """The answer did not come within the time limit."""
 
@@ -118,6 +139,7 @@ STATUS: dict[type[ProtocolError], tuple[grpc.StatusCode, str | None]] = {
     ReplayError: (grpc.StatusCode.ALREADY_EXISTS, None),
     IdentityError: (grpc.StatusCode.UNAUTHENTICATED, None),
     UnavailableError: (grpc.StatusCode.UNAVAILABLE, None),
+    BusyError: (grpc.StatusCode.RESOURCE_EXHAUSTED, None),
     DeadlineError: (grpc.StatusCode.DEADLINE_EXCEEDED, None),
     MalformedError: (grpc.StatusCode.INVALID_ARGUMENT, None),
     TransferAuthenticationError: (
@@ -150,15 +172,18 @@ def status_of(error: ProtocolError) -> tuple[grpc.StatusCode, str, tuple[tuple[s
     Parameters
     ----------
     error : ProtocolError
-        Of a type listed in `STATUS`.
+        Of a type listed in `STATUS`, or below one.
 
     Returns
     -------
     tuple of (grpc.StatusCode, str, tuple of (str, str))
         Status, public text and trailing metadata, in the order ``context.abort`` takes them.
     """
-    code, text = STATUS[type(error)]
-    return code, str(error) if text is None else text, ((ERROR_NAME_KEY, type(error).__name__),)
+    code, text = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    metadata: tuple[tuple[str, str], ...] = ((ERROR_NAME_KEY, type(error).__name__),)
+    if isinstance(error, BusyError):
+        metadata += ((WAIT_KEY, str(int(error.wait_s * 1000) + 1)),)
+    return code, str(error) if text is None else text, metadata
 
 
 def from_status(
@@ -185,7 +210,16 @@ def from_status(
     """
     text = "".join(c if c.isprintable() else " " for c in (details or "")[:_MAX_DETAILS]).strip()
     text = text or f"the peer answered {code.name} without a reason"
-    named = _BY_NAME.get(str(dict(trailing_metadata or ()).get(ERROR_NAME_KEY, "")))
+    metadata = dict(trailing_metadata or ())
+    named = _BY_NAME.get(str(metadata.get(ERROR_NAME_KEY, "")))
+    if named is BusyError and STATUS[named][0] is code:
+        return BusyError(text, _wait_s(str(metadata.get(WAIT_KEY, ""))))
     if named is not None and STATUS[named][0] is code:
         return named(text)
     return _BY_CODE.get(code, ProtocolError)(text)
+
+
+def _wait_s(text: str) -> float:
+    """The time to wait, as the peer says; bounded, since it is a peer's word."""
+    milliseconds = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 1000
+    return min(milliseconds / 1000, _MAX_WAIT_S)

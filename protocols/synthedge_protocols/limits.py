@@ -35,8 +35,22 @@ class Limits:
         Inbox messages sent before the reader's sequence number is looked at again.
     statements_per_site : int
         Unfinished transfers that one site has asked for, and withdrawals it has announced.
+    calls_per_s, calls_burst : float
+        Calls of one site, in the long run and at a time; at the enrolment port of one address.
+    statements_per_s, statements_burst : float
+        Those of them that change something.
+    bytes_per_s : float
+        Sealed bytes of one site in and out. What is faster is held back, not refused.
+    calls_at_once, streams_at_once : int
+        Of one caller.
+    connections : int
+        Of all peers, also those that have not said who they are.
+    handshake_timeout_s : float
+        From the first byte to a connection on which calls can be made.
     call_timeout_s : float
         Deadline of every unary call.
+    authority_timeout_s : float
+        Deadline of those for which the authority makes a certificate.
     stream_idle_s : float
         A stream that moved nothing for so long is ended.
     clock_skew_s : float
@@ -58,7 +72,17 @@ class Limits:
     sites: int = 10_000
     inbox_batch: int = 64
     statements_per_site: int = 10_000
+    calls_per_s: float = 50.0
+    calls_burst: float = 1_000.0
+    statements_per_s: float = 10.0
+    statements_burst: float = 500.0
+    bytes_per_s: float = 128.0 * 1024**2
+    calls_at_once: int = 64
+    streams_at_once: int = 16
+    connections: int = 25_000
+    handshake_timeout_s: float = 10.0
     call_timeout_s: float = 10.0
+    authority_timeout_s: float = 30.0
     stream_idle_s: float = 60.0
     clock_skew_s: float = 300.0
 

@@ -7,7 +7,7 @@ the policy has passed or a site was revoked.
 import json
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, or_, select, update
 
 from synthedge_protocols.errors import (
     IdentityError,
@@ -27,6 +27,7 @@ from synthedge_protocols.lifecycle import (
     ending_event,
 )
 from synthedge_protocols.limits import Limits
+from synthedge_protocols.prepared import Prepared
 from synthedge_protocols.rotation import site_key_id
 from synthedge_protocols.standing_policies import require_authority
 from synthedge_protocols.statements import Verified, transfer_id
@@ -55,6 +56,18 @@ _EXPIRES_AFTER: Final = {
     for t in TRANSITIONS
     if t.event is Event.EXPIRE and t.limit is not None and Party.COORDINATOR in t.where
 }
+_UNFINISHED: Final = Prepared(
+    select(func.count().label("n")).where(
+        store.transfers.c.recipient == bindparam("of_recipient"),
+        or_(*(store.transfers.c.state == state.value for state in _EXPIRES_AFTER)),
+    )
+)
+_OPEN: Final = Prepared(insert(store.transfers))
+_MOVE: Final = Prepared(
+    update(store.transfers)
+    .where(store.transfers.c.transfer_id == bindparam("of_transfer"))
+    .values({name: bindparam(name) for name in ("state", "since_ms", "expires_at_ms", "reason")})
+)
 _SIGNED_BY: Final = {
     (t.source, t.event, t.actor): t.signed_by for t in TRANSITIONS if Party.COORDINATOR in t.where
 }
@@ -91,44 +104,36 @@ class Broker:
         check_request(connection, self._registries.current(connection), verified)
         require_authority(verified, request)
         identifier = transfer_id(verified.payload_bytes)
-        table = store.transfers
         if find_transfer(connection, identifier) is not None:
             raise ReplayError(
                 f"transfer {identifier.hex()[:8]} was requested before; a new request needs a new nonce"
             )
-        unfinished = select(func.count()).where(
-            table.c.recipient == verified.site,
-            table.c.state.in_([state.value for state in _EXPIRES_AFTER]),
-        )
-        n_open = connection.execute(unfinished).scalar_one()
+        n_open = _UNFINISHED.one(connection, of_recipient=verified.site).n
         if n_open >= self._limits.statements_per_site:
             raise LimitExceededError(
                 f"site '{verified.site}' has {n_open} transfers under way; some must end first"
             )
-        connection.execute(
-            insert(table).values(
-                transfer_id=identifier,
-                recipient=request.recipient,
-                donor=request.donor,
-                dictionary_digest=verified.dictionary_digest,
-                grid=request.grid,
-                voxel=json.dumps(list(request.voxel)),
-                rows=request.rows,
-                purpose=request.purpose,
-                request_digest=verified.digest,
-                request=verified.payload_bytes,
-                recipient_key_id=site_key_id(verified.signed),
-                donor_key_id=request.donor_key_id,
-                state=advance(
-                    State.PROPOSED, Event.REQUEST, Party.RECIPIENT, at=Party.COORDINATOR
-                ).value,
-                since_ms=transaction.now_ms,
-                expires_at_ms=self._expiry(
-                    transaction, State.REQUESTED, verified.dictionary_digest
-                ),
-                reason="",
-                requested_at_ms=transaction.now_ms,
-            )
+        _OPEN.run(
+            connection,
+            transfer_id=identifier,
+            recipient=request.recipient,
+            donor=request.donor,
+            dictionary_digest=verified.dictionary_digest,
+            grid=request.grid,
+            voxel=json.dumps(list(request.voxel)),
+            rows=request.rows,
+            purpose=request.purpose,
+            request_digest=verified.digest,
+            request=verified.payload_bytes,
+            recipient_key_id=site_key_id(verified.signed),
+            donor_key_id=request.donor_key_id,
+            state=advance(
+                State.PROPOSED, Event.REQUEST, Party.RECIPIENT, at=Party.COORDINATOR
+            ).value,
+            since_ms=transaction.now_ms,
+            expires_at_ms=self._expiry(transaction, State.REQUESTED, verified.dictionary_digest),
+            reason="",
+            requested_at_ms=transaction.now_ms,
         )
         transaction.post(request.donor, wire.InboxMessage(statement=verified.signed))
 
@@ -376,15 +381,13 @@ class Broker:
         self, transaction: Transaction, row: Row[Any], event: Event, actor: Party, reason: str = ""
     ) -> State:
         state = advance(State(row.state), event, actor, at=Party.COORDINATOR)
-        transaction.connection.execute(
-            update(store.transfers)
-            .where(store.transfers.c.transfer_id == row.transfer_id)
-            .values(
-                state=state.value,
-                since_ms=transaction.now_ms,
-                expires_at_ms=self._expiry(transaction, state, row.dictionary_digest),
-                reason=reason,
-            )
+        _MOVE.run(
+            transaction.connection,
+            of_transfer=row.transfer_id,
+            state=state.value,
+            since_ms=transaction.now_ms,
+            expires_at_ms=self._expiry(transaction, state, row.dictionary_digest),
+            reason=reason,
         )
         return state
 

@@ -11,11 +11,12 @@ Rules
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
 
 from synthedge_core.dictionary import parse_dictionary
 from synthedge_core.errors import DictionaryError, RefusedError, UsageError
 from synthedge_protocols.errors import PolicyError
+from synthedge_protocols.prepared import Prepared
 from synthedge_protocols.statements import Verified
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
@@ -24,6 +25,16 @@ from synthedge_server.ledger import Transaction
 
 # It travels in one inbox message; far more than people write or read.
 MAX_BYTES: Final = 262_144
+
+_NEWEST: Final = Prepared(
+    select(store.dictionaries).order_by(store.dictionaries.c.version.desc()).limit(1)
+)
+_ACCEPTED: Final = Prepared(
+    select(store.acceptances.c.site).where(
+        store.acceptances.c.site == bindparam("of_site"),
+        store.acceptances.c.digest == bindparam("of_digest"),
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,9 +70,8 @@ def history(connection: Connection) -> list[Version]:
 
 def newest(connection: Connection) -> Version:
     """The current version."""
-    table = store.dictionaries
-    query = select(table).order_by(table.c.version.desc()).limit(1)
-    return _decode(connection.execute(query).one())
+    (row,) = _NEWEST.run(connection)
+    return _decode(row)
 
 
 def find(connection: Connection, version: int | None) -> Version:
@@ -188,11 +198,7 @@ def require_acceptance(connection: Connection, site: str, digest: bytes) -> None
             f"dictionary {digest.hex()[:12]} is not the current one any more; site '{site}' reads its inbox and "
             f"accepts version {current.version}"
         )
-    table = store.acceptances
-    accepted = connection.execute(
-        select(table.c.site).where(table.c.site == site, table.c.digest == digest)
-    ).first()
-    if accepted is None:
+    if _ACCEPTED.one(connection, of_site=site, of_digest=digest) is None:
         raise PolicyError(
             f"site '{site}' has not accepted version {current.version} of the dictionary; its steward runs "
             "'synthedge site dictionary accept'"

@@ -4,6 +4,7 @@ import shutil
 import stat
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -11,15 +12,19 @@ from sqlalchemy import Connection, select
 
 from synthedge_protocols.certificates import load_certificate
 from synthedge_protocols.errors import VerificationError
+from synthedge_protocols.standing import Standing
+from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import store
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.ledger import system_clock
 from synthedge_server.operations import reading
-from synthedge_server.overview import list_sites, list_transfers, list_withdrawals
+from synthedge_server.overview import list_sites, list_transfers, list_withdrawals, when
 
 _LOW_DISK_BYTES: Final = 1_000_000_000
 _EXPIRES_SOON: Final = timedelta(days=7)
 _CA_EXPIRES_SOON: Final = timedelta(days=180)
+_KEY_EXPIRES_SOON_MS: Final = 30 * 86_400_000
+_MEMBERS: Final = (Standing.ACTIVE, Standing.PAUSED, Standing.SILENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ def examine(folder: CoordinatorFolder) -> list[Problem]:
     with reading(folder) as engine, engine.connect() as connection:
         return [
             *_certificates(folder),
+            *_keys(connection, system_clock()),
             *_secrets(folder),
             *_disk(folder),
             *_database(connection),
@@ -88,6 +94,41 @@ def _certificates(folder: CoordinatorFolder) -> list[Problem]:
             )
         )
     return found
+
+
+def running_out(folder: CoordinatorFolder, connection: Connection) -> list[Problem]:
+    """Say what runs out, is overdue or waits for somebody: what a running coordinator warns of once a day."""
+    return [*_certificates(folder), *_keys(connection, system_clock()), *_people(connection)]
+
+
+def hpke_keys(connection: Connection) -> dict[str, int]:
+    """When each member's sealing key runs out: site to Unix time in milliseconds."""
+    sites, keys = store.sites.c, store.keys.c
+    rows = connection.execute(
+        select(sites.site, keys.statement)
+        .join(store.keys, keys.key_id == sites.hpke_key_id)
+        .where(sites.state.in_(_MEMBERS))
+    )
+    return {row.site: _not_after_ms(row.statement) for row in rows}
+
+
+@lru_cache(maxsize=10_000)
+def _not_after_ms(statement: bytes) -> int:
+    signed = pb.SignedStatement.FromString(statement)
+    payload = pb.Statement.FromString(signed.statement).payload
+    return int(pb.HpkeKey.FromString(payload).not_after_ms)
+
+
+def _keys(connection: Connection, now_ms: int) -> list[Problem]:
+    return [
+        Problem(
+            f"site {site}",
+            f"its sealing key runs out on {when(at_ms)}: nothing can be sealed to it after that",
+            "telephone its data manager: 'synthedge site keys rotate'",
+        )
+        for site, at_ms in sorted(hpke_keys(connection).items())
+        if at_ms - now_ms < _KEY_EXPIRES_SOON_MS
+    ]
 
 
 def _secrets(folder: CoordinatorFolder) -> list[Problem]:

@@ -95,7 +95,7 @@ class Enrolment:
             )
         ).digest()
         now_ms = self._ledger.clock()
-        with self._ledger.engine.connect() as connection:
+        with self._ledger.reading as connection:
             earlier = _spend(connection, secret_digest, site, request_digest, now_ms)
         if earlier is not None:
             return self._response(earlier)
@@ -122,7 +122,7 @@ class Enrolment:
         return self._response(await self._ledger.write(register))
 
     def _response(self, certificate: bytes) -> wire.EnrolResponse:
-        with self._ledger.engine.connect() as connection:
+        with self._ledger.reading as connection:
             document = dictionaries.newest(connection).document()
         return wire.EnrolResponse(
             consortium=self._consortium,

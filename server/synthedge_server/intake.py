@@ -3,13 +3,14 @@
 import hashlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from google.protobuf.message import Message
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, bindparam, insert, select
 
 from synthedge_protocols.errors import IdentityError, PolicyError, UnavailableError
 from synthedge_protocols.limits import Limits
+from synthedge_protocols.prepared import Prepared
 from synthedge_protocols.statements import (
     STATEMENT_TYPES,
     Verified,
@@ -34,6 +35,13 @@ from synthedge_server.withdrawals import Withdrawals
 M = TypeVar("M", bound=Message)
 # What starts something new is made under the current dictionary; the rest finishes under its transfer's.
 _STARTS = ("gap-report", "transfer-request")
+_EARLIER: Final = Prepared(
+    select(store.statements.c.received_at_ms).where(
+        store.statements.c.digest == bindparam("of_digest"),
+        store.statements.c.site == bindparam("of_site"),
+    )
+)
+_KEEP: Final = Prepared(insert(store.statements))
 
 
 class Intake:
@@ -112,7 +120,7 @@ class Intake:
         handler = self._handlers.get(statement.type)
         if handler is None:
             raise PolicyError(f"a '{statement.type}' is not taken in on its own")
-        with self._ledger.engine.connect() as connection:
+        with self._ledger.reading as connection:
             receipt = _earlier_receipt(connection, site, hashlib.sha256(signed.statement).digest())
             if receipt is not None:
                 # Before anything is judged: a certificate that expired since must not turn a repeated
@@ -129,7 +137,7 @@ class Intake:
         self, site: str, signed: pb.SignedStatement, expected_type: type[M]
     ) -> Verified[M]:
         """Check one statement of a site against its keys on record; raises as `statements.verify`."""
-        with self._ledger.engine.connect() as connection:
+        with self._ledger.reading as connection:
             public_key = statement_key(connection, site, signed, expected_type)
             digest = dictionaries.newest(connection).digest
         name = type_name(expected_type)
@@ -167,14 +175,13 @@ def _act_once(
             transaction.connection, verified.site, verified.dictionary_digest
         )
     handler(transaction, verified)
-    transaction.connection.execute(
-        insert(store.statements).values(
-            digest=verified.digest,
-            site=verified.site,
-            type=verified.type,
-            received_at_ms=transaction.now_ms,
-            transfer_id=_transfer_of(verified),
-        )
+    _KEEP.run(
+        transaction.connection,
+        digest=verified.digest,
+        site=verified.site,
+        type=verified.type,
+        received_at_ms=transaction.now_ms,
+        transfer_id=_transfer_of(verified),
     )
     signer = f"{verified.signer.kind} {verified.signer.name}"
     transaction.record(verified.site, f"{verified.type}-accepted", verified.digest.hex(), signer)
@@ -189,10 +196,7 @@ def _transfer_of(verified: Verified[Any]) -> bytes | None:
 
 
 def _earlier_receipt(connection: Connection, site: str, digest: bytes) -> wire.SubmitReceipt | None:
-    table = store.statements
-    received_at_ms = connection.execute(
-        select(table.c.received_at_ms).where(table.c.digest == digest, table.c.site == site)
-    ).scalar_one_or_none()
-    if received_at_ms is None:
+    earlier = _EARLIER.one(connection, of_digest=digest, of_site=site)
+    if earlier is None:
         return None
-    return wire.SubmitReceipt(statement_digest=digest, received_at_ms=received_at_ms)
+    return wire.SubmitReceipt(statement_digest=digest, received_at_ms=earlier.received_at_ms)

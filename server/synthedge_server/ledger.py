@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.engine import Engine
 
+from synthedge_protocols.errors import ProtocolError, UnavailableError
+from synthedge_protocols.prepared import Prepared
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.writer import Writer
 from synthedge_server import store
@@ -24,6 +26,19 @@ SUPERSEDED: Final = ("profile", "proposals")
 CHANNEL: Final = "synthedge_inbox"
 # What PostgreSQL carries in one notification is 8000 bytes; more sites than this are all sites.
 _MAX_NAMED: Final = 100
+
+_NEXT_SEQUENCE: Final = Prepared(
+    update(store.sites)
+    .where(store.sites.c.site == bindparam("of_site"))
+    .values(last_sequence=store.sites.c.last_sequence + 1)
+    .returning(store.sites.c.last_sequence)
+)
+_SUPERSEDE: Final = Prepared(
+    delete(store.inbox).where(
+        store.inbox.c.site == bindparam("of_site"), store.inbox.c.kind == bindparam("of_kind")
+    )
+)
+_POST: Final = Prepared(insert(store.inbox))
 
 
 def system_clock() -> int:
@@ -71,25 +86,16 @@ class Transaction:
             Its body; the sequence number is set here.
         """
         kind = message.WhichOneof("body") or ""
-        sequence = self.connection.execute(
-            update(store.sites)
-            .where(store.sites.c.site == site)
-            .values(last_sequence=store.sites.c.last_sequence + 1)
-            .returning(store.sites.c.last_sequence)
-        ).scalar_one()
+        ((message.sequence,),) = _NEXT_SEQUENCE.run(self.connection, of_site=site)
         if kind in SUPERSEDED:
-            self.connection.execute(
-                delete(store.inbox).where(store.inbox.c.site == site, store.inbox.c.kind == kind)
-            )
-        message.sequence = sequence
-        self.connection.execute(
-            insert(store.inbox).values(
-                site=site,
-                sequence=sequence,
-                kind=kind,
-                message=message.SerializeToString(),
-                posted_at_ms=self.now_ms,
-            )
+            _SUPERSEDE.run(self.connection, of_site=site, of_kind=kind)
+        _POST.run(
+            self.connection,
+            site=site,
+            sequence=message.sequence,
+            kind=kind,
+            message=message.SerializeToString(),
+            posted_at_ms=self.now_ms,
         )
         self.woken.add(site)
 
@@ -98,6 +104,45 @@ class Transaction:
         if self.woken and self.connection.dialect.name == "postgresql":
             sites = " ".join(sorted(self.woken)) if len(self.woken) <= _MAX_NAMED else ""
             self.connection.execute(select(func.pg_notify(CHANNEL, f"{sender} {sites}")))
+
+
+class Reader:
+    """One open connection for the questions of the event loop's thread; each sees what was committed before it.
+
+    Taking one from the pool for each question costs more than the answer.
+
+    Parameters
+    ----------
+    engine : Engine
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._connection: Connection | None = None
+
+    def __enter__(self) -> Connection:
+        """Lend it; nothing may be awaited before it is given back."""
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        return self._connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        """Take it back; one that may be broken is not kept."""
+        connection = self._connection
+        if connection is None:
+            return
+        if kind is not None and (kind is UnavailableError or not issubclass(kind, ProtocolError)):
+            self.close()
+        elif connection.in_transaction():
+            connection.rollback()
+
+    def close(self) -> None:
+        """Give the connection up; the next question opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
 
 class Ledger:
@@ -123,6 +168,7 @@ class Ledger:
         clock: Callable[[], int] = system_clock,
     ) -> None:
         self.engine = engine
+        self.reading = Reader(engine)
         self.spool = spool
         self.clock = clock
         # When each site last called; written down by and by, see `standing.Watch`.

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Select, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, insert, select, update
 
 from synthedge_core.dictionary import Dictionary
 from synthedge_core.grids import NamedGrid
@@ -12,6 +12,7 @@ from synthedge_core.holes import GridStatistics, VoxelProfile, leave_one_out_pro
 from synthedge_core.match_strategies import SiteReport
 from synthedge_core.matching import Matcher, StrategyName
 from synthedge_protocols.errors import ReplayError
+from synthedge_protocols.prepared import Prepared
 from synthedge_protocols.statements import Verified
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
@@ -21,6 +22,17 @@ from synthedge_server.releases import check_budget
 from synthedge_server.report_checks import check_report
 
 Statistics = Mapping[str, GridStatistics]
+
+_PAYLOAD_OF: Final = Prepared(
+    select(store.reports.c.payload)
+    .join(store.sites, store.sites.c.site == store.reports.c.site)
+    .where(
+        store.reports.c.site == bindparam("of_site"),
+        store.reports.c.dictionary_digest == bindparam("of_digest"),
+        store.reports.c.is_current,
+        store.sites.c.state == "active",
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,12 +124,12 @@ class Registry:
         )
         mark_due(connection, self.digest)
 
-    def current_of(self, connection: Connection, site: str) -> Statistics | None:
-        """What an active site's current report says, by grid; None without one."""
-        payload = connection.execute(
-            self._current(store.reports.c.payload).where(store.reports.c.site == site)
-        ).scalar_one_or_none()
-        return None if payload is None else self._decode(payload).grids
+    def grids_of(self, connection: Connection, site: str) -> set[str]:
+        """Grids of an active site's current report; none without one."""
+        row = _PAYLOAD_OF.one(connection, of_site=site, of_digest=self.digest)
+        # It was checked as a whole when it was taken in.
+        report = pb.GapReport() if row is None else pb.GapReport.FromString(row.payload)
+        return {grid.grid for grid in report.grids}
 
     def current_reports(self, connection: Connection) -> dict[str, SiteReport]:
         """Current reports of all active sites; the same release is the same object every time."""

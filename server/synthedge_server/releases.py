@@ -3,16 +3,25 @@
 import hashlib
 from typing import Final
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, bindparam, func, select
 
 from synthedge_core.dictionary import Policy
 from synthedge_protocols.errors import PolicyError
+from synthedge_protocols.prepared import Prepared
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import store
 
 # Sums of epsilons are sums of floats.
 _TOLERANCE: Final = 1e-9
+_RECEIVED: Final = Prepared(
+    select(store.reports.c.payload, store.reports.c.received_at_ms)
+    .where(
+        store.reports.c.site == bindparam("of_site"),
+        store.reports.c.dictionary_digest == bindparam("of_digest"),
+    )
+    .order_by(store.reports.c.received_at_ms, store.reports.c.release_id)
+)
 
 
 def check_budget(
@@ -46,12 +55,7 @@ def check_budget(
 
 def received_releases(connection: Connection, site: str, dictionary_digest: bytes) -> wire.Releases:
     """Every release of a site under a dictionary, in the order they came."""
-    table = store.reports
-    rows = connection.execute(
-        select(table.c.payload, table.c.received_at_ms)
-        .where(table.c.site == site, table.c.dictionary_digest == dictionary_digest)
-        .order_by(table.c.received_at_ms, table.c.release_id)
-    )
+    rows = _RECEIVED.run(connection, of_site=site, of_digest=dictionary_digest)
     releases = []
     for row in rows:
         report = pb.GapReport.FromString(row.payload)

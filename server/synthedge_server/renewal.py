@@ -91,7 +91,7 @@ class Renewal:
         verified = self._intake.verified(claimed, request.request, pb.Renewal)
         csr = verified.payload.certificate_request
         digest = tls_key_digest(requested_key(csr))
-        with self._ledger.engine.connect() as connection:
+        with self._ledger.reading as connection:
             _check(_row(connection, claimed), digest, self._ledger.clock())
         certificate = await certify_site(self._folder, claimed, csr)
         await self._ledger.write(lambda t: _note(t, claimed, digest, certificate))
@@ -159,20 +159,34 @@ class ServerCertificate:
     def credentials(self, *, with_clients: bool) -> grpc.ServerCredentials:
         """Make credentials that show the current certificate at every handshake.
 
+        gRPC asks for it at each one, and builds its context anew for every answer but None, under the feet of
+        handshakes on its other threads: with some thirty at once the process died of it.
+
         Parameters
         ----------
         with_clients : bool
             Whether callers must show a certificate of the consortium.
         """
+        shown = self._certificate
 
-        def current() -> grpc.ServerCertificateConfiguration:
-            chain = pem(self._certificate) + self._ca
+        def configuration() -> grpc.ServerCertificateConfiguration:
+            chain = pem(shown) + self._ca
             return grpc.ssl_server_certificate_configuration(
                 [(self._key, chain)], root_certificates=self._ca if with_clients else None
             )
 
+        # None says: as before.
+        def changed() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal shown
+            if shown is self._certificate:
+                return None
+            shown = self._certificate
+            return configuration()
+
         return grpc.dynamic_ssl_server_credentials(
-            current(), current, require_client_authentication=with_clients
+            configuration(),
+            changed,  # type: ignore[arg-type]
+            require_client_authentication=with_clients,
         )
 
     async def renew_if_due(self, *, may_issue: bool = True) -> None:

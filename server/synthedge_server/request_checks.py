@@ -3,12 +3,13 @@
 import re
 from typing import Final
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from synthedge_core.dictionary import Policy
 from synthedge_core.errors import GridError
 from synthedge_protocols.errors import IdentityError, MalformedError, PolicyError
 from synthedge_protocols.keys import key_id
+from synthedge_protocols.prepared import Prepared
 from synthedge_protocols.statements import Verified
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import store
@@ -17,6 +18,11 @@ from synthedge_server.registry import Registry
 _NONCE_BYTES: Final = 32
 # Data Use Ontology terms, https://github.com/EBISPOT/DUO
 _PURPOSE: Final = re.compile(r"DUO:\d{7}")
+_KEYS_OF: Final = Prepared(
+    select(store.sites.c.hpke_key_id, store.sites.c.statement_public_key).where(
+        store.sites.c.site == bindparam("of_site")
+    )
+)
 
 
 def check_request(
@@ -41,8 +47,7 @@ def check_request(
         )
     if request.donor == verified.site:
         raise PolicyError("the request names its own site as donor")
-    donor_report = registry.current_of(connection, request.donor)
-    if donor_report is None or request.grid not in donor_report:
+    if request.grid not in registry.grids_of(connection, request.donor):
         raise PolicyError(
             f"the request names donor '{request.donor[:63]}', which is no active site with a "
             f"current report of grid '{request.grid[:100]}'"
@@ -53,16 +58,11 @@ def check_request(
         raise MalformedError(f"the request: {error}") from None
     _check_features(request, registry)
     _check_policy(request, registry.dictionary.policy)
-    hpke_key_id = connection.execute(
-        select(store.sites.c.hpke_key_id).where(store.sites.c.site == verified.site)
-    ).scalar_one()
-    if request.hpke_key_id != hpke_key_id:
+    if request.hpke_key_id != _KEYS_OF.one(connection, of_site=verified.site).hpke_key_id:
         raise IdentityError(
             f"the request of site '{verified.site}' names an HPKE key that is not its registered one"
         )
-    donor_key = connection.execute(
-        select(store.sites.c.statement_public_key).where(store.sites.c.site == request.donor)
-    ).scalar_one()
+    donor_key = _KEYS_OF.one(connection, of_site=request.donor).statement_public_key
     if request.donor_key_id != key_id(donor_key):
         raise IdentityError(
             f"the request names another key of site '{request.donor}' than the one on record; it changed its keys: "

@@ -1,19 +1,25 @@
 """New keys of an enrolled site: accepted when the old key signed them, shown to the others, never believed for them."""
 
 from collections.abc import Collection
+from typing import Final
 
 from google.protobuf.message import DecodeError, Message
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from synthedge_protocols.errors import IdentityError, LimitExceededError, MalformedError
 from synthedge_protocols.keys import key_id
 from synthedge_protocols.limits import Limits
+from synthedge_protocols.prepared import Prepared
 from synthedge_protocols.rotation import MAX_ROTATIONS, site_key_id, verify_rotation
 from synthedge_protocols.statements import Verified
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import store
 from synthedge_server.ledger import Transaction
 from synthedge_server.transfer_records import find_transfer
+
+_CURRENT_KEY: Final = Prepared(
+    select(store.sites.c.statement_public_key).where(store.sites.c.site == bindparam("of_site"))
+)
 
 
 def accept_rotation(
@@ -115,11 +121,10 @@ def statement_key(
     MalformedError
         If the statement does not decode.
     """
-    current: bytes | None = connection.execute(
-        select(store.sites.c.statement_public_key).where(store.sites.c.site == site)
-    ).scalar_one_or_none()
-    if current is None:
+    row = _CURRENT_KEY.one(connection, of_site=site)
+    if row is None:
         raise IdentityError(f"no site '{site[:63]}' is enrolled here")
+    current: bytes = row.statement_public_key
     named = site_key_id(signed)
     if named == key_id(current) or "transfer_id" not in payload.DESCRIPTOR.fields_by_name:
         return current
@@ -134,10 +139,10 @@ def statement_key(
         body = payload.FromString(pb.Statement.FromString(signed.statement).payload)
     except DecodeError:
         raise MalformedError("the statement does not decode") from None
-    row = find_transfer(connection, getattr(body, "transfer_id"))  # noqa: B009 - not of every payload
-    if row is not None and named in (
-        row.recipient_key_id if row.recipient == site else b"",
-        row.donor_key_id if row.donor == site else b"",
+    transfer = find_transfer(connection, getattr(body, "transfer_id"))  # noqa: B009 - not of every payload
+    if transfer is not None and named in (
+        transfer.recipient_key_id if transfer.recipient == site else b"",
+        transfer.donor_key_id if transfer.donor == site else b"",
     ):
         return retired
     return current

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -37,6 +38,7 @@ from synthedge_server.locks import alone
 from synthedge_server.log import log
 from synthedge_server.log_heads import LogHeads, load_log_key
 from synthedge_server.memory import give_back, hold_memory_small
+from synthedge_server.rates import Admission, Rates, network_of
 from synthedge_server.registries import Registries
 from synthedge_server.relay import Spool
 from synthedge_server.renewal import Renewal, ServerCertificate
@@ -44,14 +46,20 @@ from synthedge_server.servicer import CoordinatorServicer
 from synthedge_server.settings import Address, Settings, read_settings
 from synthedge_server.sharing import Shared, sharing
 from synthedge_server.standing import Watch
+from synthedge_server.tallies import Tallies
 from synthedge_server.telling import Telling
 from synthedge_server.transfer_records import spool_keys
+from synthedge_server.watched import Watched
 from synthedge_server.withdrawals import note_overdue, open_withdrawals
 
 _GRACE_S: Final = 3.0
 _WINDOW_BYTES: Final = 512 * 1024
 # A revoked site's streams end within a second of the operator's command.
 _TICK_S: Final = 0.5
+_METADATA_BYTES: Final = 8 * 1024
+_STRANGER_MS: Final = 60_000
+_MAX_FILES: Final = 65_536
+_PACKAGE: Final = "synthedge_protocols.v1"
 
 
 class EnrolmentServicer(rpc.EnrolmentServicer):
@@ -81,6 +89,8 @@ class Coordinator:
     ----------
     sites_port, enrolment_port : int
         Where it listens, also when the settings said 0.
+    metrics_port : int
+        The same for metrics; 0 if they are off.
     """
 
     def __init__(
@@ -93,6 +103,7 @@ class Coordinator:
         servers: tuple[grpc.aio.Server, grpc.aio.Server],
         ports: tuple[int, int],
         shared: Shared | None,
+        watched: Watched,
     ) -> None:
         self._ledger = ledger
         self._shared = shared
@@ -108,7 +119,10 @@ class Coordinator:
         # On SQLite, whose folder is locked, the only process keeps house.
         self._keeps_house = shared is None
         self._news: list[object] = []
+        self._watched = watched
+        self.metrics_port = watched.metrics_port
         self._housekeeping = asyncio.create_task(self._keep_house())
+        watched.start(lambda: self._keeps_house)
 
     async def until(self, stop: asyncio.Event) -> None:
         """Wait for an event, or raise what ended the housekeeping: without it nothing expires."""
@@ -122,10 +136,12 @@ class Coordinator:
     async def stop(self) -> None:
         """End streams with a status, let calls finish, close the ports."""
         self._servicer.stop()
+        await self._watched.stop()
         await asyncio.gather(*(server.stop(_GRACE_S) for server in self._servers))
         self._housekeeping.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._housekeeping
+        self._ledger.reading.close()
 
     async def _keep_house(self) -> None:
         """Look for what others changed, and keep house while it is this process's to do, until cancelled."""
@@ -148,6 +164,7 @@ class Coordinator:
                     if str(error) != waits and not isinstance(error, NotKeeperError):
                         waits = str(error)
                         log("housekeeping-waits", level=logging.ERROR, reason=waits)
+                self._watched.health.ticked()
                 await self._certificate.renew_if_due(may_issue=self._keeps_house)
                 if telling.done():
                     await telling
@@ -240,14 +257,15 @@ async def running(
     # On PostgreSQL several processes may serve one folder.
     with alone(folder) if settings.database is None else contextlib.nullcontext():
         engine = store.open_database(folder, settings)
-        writer = Writer(engine)
+        tallies = Tallies()
+        writer = Writer(engine, tallies.committed)
         try:
             spool = Spool(folder.spool)
             with engine.connect() as connection:
                 spool.cut_what_a_power_loss_tore(spool_keys(connection, complete=True))
             ledger = Ledger(engine, writer, spool, clock)
             async with sharing(folder, settings, ledger, writer) as shared:
-                coordinator = await _start(folder, settings, ledger, limits, shared)
+                coordinator = await _start(folder, settings, ledger, limits, shared, tallies)
                 try:
                     yield coordinator
                 finally:
@@ -278,6 +296,7 @@ async def serve(
         As `running`.
     """
     hold_memory_small()
+    _open_many_files()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -288,7 +307,12 @@ async def serve(
             Address(host=settings.enrolment_listen.host, port=coordinator.enrolment_port),
         )
         give_back()
-        log("ready", sites=coordinator.sites_port, enrolment=coordinator.enrolment_port)
+        log(
+            "ready",
+            sites=coordinator.sites_port,
+            enrolment=coordinator.enrolment_port,
+            metrics=coordinator.metrics_port,
+        )
         await coordinator.until(stop)
         log("stopping")
 
@@ -299,6 +323,7 @@ async def _start(
     ledger: Ledger,
     limits: Limits,
     shared: Shared | None,
+    tallies: Tallies,
 ) -> Coordinator:
     registries = Registries()
     broker = Broker(registries, limits)
@@ -311,9 +336,19 @@ async def _start(
     renewal = Renewal(folder, ledger, intake, limits)
     servicer = CoordinatorServicer(callers, intake, broker, renewal, heads, ledger, limits)
 
-    sites = _server(Boundary(callers.site_of), limits)
+    watched = Watched(folder, settings, ledger, tallies)
+    sites = _server(Boundary(callers.site_of, _admission(limits, tallies), limits, tallies), limits)
     rpc.add_CoordinatorServicer_to_server(servicer, sites)
-    enrolment = _server(Boundary(_anybody_over_tls_13), limits)
+    watched.add_services(sites, f"{_PACKAGE}.Coordinator")
+    strangers = Boundary(_anybody_over_tls_13, _admission(limits, tallies), limits, tallies)
+    # Nothing lasts on this port but what somebody holds up.
+    enrolment = _server(
+        strangers,
+        limits,
+        ("grpc.max_connection_age_ms", _STRANGER_MS),
+        ("grpc.max_connection_age_grace_ms", _STRANGER_MS),
+    )
+    watched.add_services(enrolment, f"{_PACKAGE}.Enrolment")
     rpc.add_EnrolmentServicer_to_server(
         EnrolmentServicer(
             Enrolment(
@@ -334,13 +369,43 @@ async def _start(
     await sites.start()
     await enrolment.start()
     return Coordinator(
-        ledger, broker, registries, servicer, certificate, (sites, enrolment), ports, shared
+        ledger,
+        broker,
+        registries,
+        servicer,
+        certificate,
+        (sites, enrolment),
+        ports,
+        shared,
+        watched,
     )
 
 
-def _server(boundary: Boundary, limits: Limits) -> grpc.aio.Server:
+def _open_many_files() -> None:
+    """Take as many descriptors as the system lets this process have: each site's connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _admission(limits: Limits, tallies: Tallies) -> Admission:
+    return Admission(
+        Rates(limits.calls_per_s, limits.calls_burst),
+        Rates(limits.statements_per_s, limits.statements_burst),
+        limits,
+        tallies,
+    )
+
+
+def _server(boundary: Boundary, limits: Limits, *more: tuple[str, Any]) -> grpc.aio.Server:
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", limits.message_bytes),
+        ("grpc.max_metadata_size", _METADATA_BYTES),
+        # Refused ones wait too, see `rates`.
+        ("grpc.max_concurrent_streams", 2 * (limits.calls_at_once + limits.streams_at_once)),
+        ("grpc.max_allowed_incoming_connections", limits.connections),
+        ("grpc.server_handshake_timeout_ms", int(1000 * limits.handshake_timeout_s)),
         # A port taken by another process must fail, not be shared.
         ("grpc.so_reuseport", 0),
         # Sites ping every 30 s, so that clouds do not drop an idle inbox stream after 4 minutes; a server
@@ -353,6 +418,7 @@ def _server(boundary: Boundary, limits: Limits) -> grpc.aio.Server:
         # twice and a slow disk keeps in memory. At 100 ms there and back half a MiB still lets 5 MB/s through.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
+        *more,
     ]
     return grpc.aio.server(interceptors=[boundary], options=options)
 
@@ -368,6 +434,7 @@ def _bind(server: grpc.aio.Server, address: Address, credentials: grpc.ServerCre
 
 
 def _anybody_over_tls_13(context: Context) -> str:
+    """Name a caller without a certificate by its address."""
     if list((context.auth_context() or {}).get("ssl_tls_version", ())) != [b"TLSv1.3"]:
         raise IdentityError("the connection is not TLS 1.3; update the site's software")
-    return "not enrolled"
+    return network_of(context.peer())

@@ -74,7 +74,7 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
 
     async def Submit(self, request: pb.SignedStatement, context: Context) -> wire.SubmitReceipt:
         """Take one signed statement in."""
-        site = self._callers.site_of(context)
+        site = self._callers.calling(context)
         try:
             return await self._intake.submit(site, request)
         except ProtocolError as error:
@@ -85,7 +85,7 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
         self, request: wire.InboxRequest, context: Context
     ) -> AsyncIterator[wire.InboxMessage]:
         """Send what lies behind a sequence number, and new messages as they come."""
-        site = self._callers.site_of(context)
+        site = self._callers.calling(context)
         # At once, so that a site knows its stream is open while there is nothing to say.
         await context.send_initial_metadata(())
         after = request.after
@@ -95,15 +95,18 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
         try:
             while True:
                 bell.clear()
-                for notice_id, notice in open_notices(self._ledger.engine, site):
+                with self._ledger.reading as connection:
+                    notices = open_notices(connection, site)
+                for notice_id, notice in notices:
                     if notice_id not in told:
                         told.add(notice_id)
                         yield notice
-                batch = messages_after(self._ledger.engine, site, after, self._limits.inbox_batch)
+                with self._ledger.reading as connection:
+                    batch = messages_after(connection, site, after, self._limits)
                 for message in batch:
                     yield message
                     after = message.sequence
-                if len(batch) == self._limits.inbox_batch:
+                if batch:
                     continue
                 if not request.follow:
                     return
@@ -119,14 +122,14 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
         self, request: wire.DirectoryRequest, context: Context
     ) -> wire.Directory:
         """List the keys of all active sites, or of those that changed since an earlier answer."""
-        with self._ledger.engine.connect() as connection:
+        with self._ledger.reading as connection:
             return self._directory.answer(connection, request)
 
     async def GetDictionary(
         self, request: wire.DictionaryRequest, context: Context
     ) -> wire.DictionaryDocument:
         """Send the current dictionary, or the one of a digest."""
-        with self._ledger.engine.connect() as connection:
+        with self._ledger.reading as connection:
             version = (
                 dictionaries.of_digest(connection, request.digest)
                 if request.digest
@@ -138,14 +141,14 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
 
     async def GetReleases(self, request: wire.ReleasesRequest, context: Context) -> wire.Releases:
         """List the gap reports received from the calling site, and from no other."""
-        site = self._callers.site_of(context)
-        with self._ledger.engine.connect() as connection:
+        site = self._callers.calling(context)
+        with self._ledger.reading as connection:
             return received_releases(connection, site, request.dictionary_digest)
 
     async def GetUpload(self, request: wire.UploadQuery, context: Context) -> wire.UploadProgress:
         """Say how much of a shipment is durably stored: where an upload goes on."""
-        site = self._callers.site_of(context)
-        with self._ledger.engine.connect() as connection:
+        site = self._callers.calling(context)
+        with self._ledger.reading as connection:
             transfer = transfer_of(connection, request.transfer_id, site, Party.DONOR)
         if State(transfer.state) in _UPLOADED:
             return wire.UploadProgress(complete=True)
@@ -167,7 +170,7 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
 
     async def ReleaseKey(self, request: wire.KeyRequest, context: Context) -> pb.SignedStatement:
         """Hand out the sealed key after a last look at who was suspended."""
-        site = self._callers.site_of(context)
+        site = self._callers.calling(context)
         try:
             verified = self._intake.verified(site, request.request, pb.ReleaseRequest)
             if verified.payload.transfer_id != request.transfer_id:
@@ -180,14 +183,14 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
 
     async def Renew(self, request: wire.RenewRequest, context: Context) -> wire.RenewResponse:
         """Certify the calling site's TLS key anew."""
-        return await self._renewal.renew(request, self._callers.site_of(context))
+        return await self._renewal.renew(request, self._callers.calling(context))
 
     async def Compare(self, request: wire.CompareRequest, context: Context) -> wire.CompareAnswer:
         """Compare what both ends remember of each other; freeze the site if it differs."""
-        site = self._callers.site_of(context)
+        site = self._callers.calling(context)
         return await self._ledger.write(lambda t: compare(t, self._broker, site, request))
 
     async def GetLogHead(self, request: wire.LogHeadRequest, context: Context) -> wire.LogHead:
         """Sign the head of the audit log, or prove that one head extends another."""
-        with self._ledger.engine.connect() as connection:
+        with self._ledger.reading as connection:
             return self._heads.prove(connection, request)

@@ -52,6 +52,10 @@ class Settings:
         File with the password of the database's user; a relative path starts at the folder.
     flower_listen : Address
         Where Flower's SuperLink listens, on loopback: its control interface has no login.
+    metrics_listen : Address, optional
+        Where metrics and probes are answered, on loopback: they have no login.
+    reflection : bool
+        Whether callers may list services and messages by gRPC reflection.
     """
 
     consortium: str
@@ -61,6 +65,8 @@ class Settings:
     database: str | None = None
     database_password_file: str | None = None
     flower_listen: Address = FLOWER_LISTEN
+    metrics_listen: Address | None = None
+    reflection: bool = False
 
 
 def parse_address(text: str) -> Address:
@@ -151,9 +157,24 @@ def parse_settings(text: str) -> Settings:
     flower = reader.text("flower_listen")
     if flower is not None:
         try:
-            flower_listen = _loopback(parse_address(flower))
+            flower_listen = _loopback(
+                parse_address(flower),
+                "where alone Flower's control interface may listen; sites reach the SuperLink through the proxy",
+            )
         except UsageError as error:
             problems.append(f"coordinator.toml: flower_listen: {error}")
+    metrics_listen = None
+    metrics = reader.text("metrics_listen")
+    if metrics is not None:
+        try:
+            metrics_listen = _loopback(
+                parse_address(metrics),
+                "where alone metrics and probes are answered, for they have no login; name e.g. 127.0.0.1:9464, and "
+                "let an agent of this machine pass them on",
+            )
+        except UsageError as error:
+            problems.append(f"coordinator.toml: metrics_listen: {error}")
+    reflection = reader.boolean("reflection")
     reader.finish()
     if problems:
         raise UsageError("; ".join(problems))
@@ -166,19 +187,18 @@ def parse_settings(text: str) -> Settings:
         database=database,
         database_password_file=password_file,
         flower_listen=flower_listen,
+        metrics_listen=metrics_listen,
+        reflection=reflection,
     )
 
 
-def _loopback(address: Address) -> Address:
+def _loopback(address: Address, what: str) -> Address:
     try:
         is_loopback = ipaddress.ip_address(address.host).is_loopback
     except ValueError:
         is_loopback = False
     if not is_loopback:
-        raise UsageError(
-            f"{address} is not on loopback, where alone Flower's control interface may listen; sites reach the "
-            "SuperLink through the proxy"
-        )
+        raise UsageError(f"{address} is not on loopback, {what}")
     return address
 
 
@@ -212,6 +232,8 @@ def settings_toml(settings: Settings) -> str:
         "flower_listen": str(settings.flower_listen)
         if settings.flower_listen != FLOWER_LISTEN
         else None,
+        "metrics_listen": None if settings.metrics_listen is None else str(settings.metrics_listen),
+        "reflection": settings.reflection or None,
     }
     return tomli_w.dumps(
         {

@@ -20,6 +20,7 @@ from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import store
 from synthedge_server.broker import Broker
 from synthedge_server.ledger import Ledger, Transaction
+from synthedge_server.transfer_records import site_state
 
 MAY_CALL: Final = frozenset({Standing.ACTIVE, Standing.PAUSED, Standing.LEFT, Standing.SILENT})
 """Standings in which a site's calls are answered."""
@@ -41,9 +42,7 @@ def standing_of(connection: Connection, site: str) -> Standing:
     UsageError
         If there is no such site.
     """
-    state = connection.execute(
-        select(store.sites.c.state).where(store.sites.c.site == site)
-    ).scalar_one_or_none()
+    state = site_state(connection, site)
     if state is None:
         raise UsageError(f"no site '{site}' is enrolled; see 'synthedge-coordinator sites'")
     return Standing(state)

@@ -27,6 +27,7 @@ from synthedge_server.broker import Broker
 from synthedge_server.callers import Callers, Context
 from synthedge_server.ledger import Ledger
 from synthedge_server.log import log
+from synthedge_server.rates import Rates
 from synthedge_server.relay import spool_key
 from synthedge_server.transfer_records import transfer_of, upload_of, waiting_for
 
@@ -50,6 +51,7 @@ class Streams:
         self._broker = broker
         self._ledger = ledger
         self._limits = limits
+        self._rates = Rates(limits.bytes_per_s, limits.bytes_per_s)
 
     async def upload(
         self, chunks: AsyncIterator[wire.UploadChunk], context: Context
@@ -58,7 +60,7 @@ class Streams:
         clock = asyncio.get_running_loop().time
         transfer_id: bytes | None = None
         upload: Row[Any] | None = None
-        look_at = 0.0
+        site, look_at = "", 0.0
         while (chunk := await self._next_chunk(chunks, context)) is not None:
             if transfer_id not in (None, chunk.transfer_id):
                 raise MalformedError("one upload stream carries one transfer")
@@ -70,7 +72,8 @@ class Streams:
                     f"a chunk of {len(data)} bytes; expected 1 to {self._limits.chunk_bytes}"
                 )
             if upload is None or clock() >= look_at:
-                upload = self.announced(transfer_id, self._callers.site_of(context))
+                site = self._callers.site_of(context)
+                upload = self.announced(transfer_id, site)
                 look_at = clock() + LOOK_S
             await asyncio.to_thread(
                 self._ledger.spool.append,
@@ -79,7 +82,9 @@ class Streams:
                 data,
                 upload.ciphertext_bytes,
             )
+            wait_s = self._rates.owe(site, len(data))
             del data
+            await asyncio.sleep(wait_s)
         if transfer_id is None:
             raise MalformedError("the upload stream carried no chunk")
         return await self.progress(
@@ -91,7 +96,7 @@ class Streams:
     ) -> AsyncIterator[wire.DownloadChunk]:
         """Send a shipment's bytes from an offset on; see `CoordinatorServicer.Download`."""
         clock = asyncio.get_running_loop().time
-        offset, look_at = request.offset, 0.0
+        site, offset, look_at = self._callers.calling(context), request.offset, 0.0
         key = b""
         while True:
             if not key or clock() >= look_at:
@@ -100,12 +105,13 @@ class Streams:
             data = await asyncio.to_thread(self._ledger.spool.read, key, offset)
             if not data:
                 return
+            await asyncio.sleep(self._rates.owe(site, len(data)))
             yield wire.DownloadChunk(offset=offset, data=data)
             offset += len(data)
 
     def _waiting(self, transfer_id: bytes, offset: int, context: Context) -> bytes:
         site = self._callers.site_of(context)
-        with self._ledger.engine.connect() as connection:
+        with self._ledger.reading as connection:
             waiting_for(connection, transfer_id, site)
             upload = upload_of(connection, transfer_id)
         if upload is None or offset > upload.ciphertext_bytes:
@@ -138,7 +144,7 @@ class Streams:
         LifecycleError
             If there is none, or the site is not the transfer's donor.
         """
-        with self._ledger.engine.connect() as connection:
+        with self._ledger.reading as connection:
             transfer_of(connection, transfer_id, site, Party.DONOR)
             upload = upload_of(connection, transfer_id)
         if upload is None:

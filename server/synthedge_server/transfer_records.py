@@ -1,27 +1,36 @@
 """Looking transfers up, always on behalf of a site that has a part in them."""
 
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, bindparam, select
 
 from synthedge_protocols.errors import LifecycleError
 from synthedge_protocols.lifecycle import Party, State
+from synthedge_protocols.prepared import Prepared
 from synthedge_server import store
 from synthedge_server.relay import spool_key
+
+_TRANSFER: Final = Prepared(
+    select(store.transfers).where(store.transfers.c.transfer_id == bindparam("of_transfer"))
+)
+_UPLOAD: Final = Prepared(
+    select(store.uploads).where(store.uploads.c.transfer_id == bindparam("of_transfer"))
+)
+_STATE: Final = Prepared(
+    select(store.sites.c.state).where(store.sites.c.site == bindparam("of_site"))
+)
 
 
 def find_transfer(connection: Connection, identifier: bytes) -> Row[Any] | None:
     """Row of `store.transfers`, if there is one."""
-    return connection.execute(
-        select(store.transfers).where(store.transfers.c.transfer_id == identifier)
-    ).one_or_none()
+    row: Row[Any] | None = _TRANSFER.one(connection, of_transfer=identifier)
+    return row
 
 
 def upload_of(connection: Connection, identifier: bytes) -> Row[Any] | None:
     """Row of `store.uploads` of a transfer, if a shipment is registered."""
-    return connection.execute(
-        select(store.uploads).where(store.uploads.c.transfer_id == identifier)
-    ).one_or_none()
+    row: Row[Any] | None = _UPLOAD.one(connection, of_transfer=identifier)
+    return row
 
 
 def transfer_of(
@@ -68,9 +77,8 @@ def waiting_for(connection: Connection, identifier: bytes, site: str) -> Row[Any
 
 def site_state(connection: Connection, site: str) -> str | None:
     """State of a site: active, suspended or revoked; None if it never enrolled."""
-    return connection.execute(
-        select(store.sites.c.state).where(store.sites.c.site == site)
-    ).scalar_one_or_none()
+    row = _STATE.one(connection, of_site=site)
+    return None if row is None else str(row.state)
 
 
 def short_id(row: Row[Any]) -> str:

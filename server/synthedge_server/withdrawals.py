@@ -6,7 +6,7 @@ ones and why is sealed. It never ends one: only the recipient's receipt does.
 
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from synthedge_protocols.errors import (
     LimitExceededError,
@@ -16,6 +16,7 @@ from synthedge_protocols.errors import (
 )
 from synthedge_protocols.lifecycle import Party, State
 from synthedge_protocols.limits import Limits
+from synthedge_protocols.prepared import Prepared
 from synthedge_protocols.statements import Verified
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
@@ -31,6 +32,14 @@ from synthedge_server.ledger import Transaction
 from synthedge_server.registries import Registries
 
 _MS_PER_HOUR: Final = 3_600_000
+_OPEN_NOTICES: Final = Prepared(
+    select(store.withdrawals.c.notice_id, store.withdrawals.c.statement)
+    .where(
+        store.withdrawals.c.recipient == bindparam("of_recipient"),
+        store.withdrawals.c.state == bindparam("in_state"),
+    )
+    .order_by(store.withdrawals.c.notified_at_ms, store.withdrawals.c.notice_id)
+)
 
 
 class Withdrawals:
@@ -128,7 +137,7 @@ class Withdrawals:
         transaction.post(row.donor, wire.InboxMessage(statement=verified.signed))
 
 
-def open_notices(engine: Engine, site: str) -> list[tuple[bytes, wire.InboxMessage]]:
+def open_notices(connection: Connection, site: str) -> list[tuple[bytes, wire.InboxMessage]]:
     """Notices that wait for a site, oldest first, as messages outside its sequence.
 
     They carry no sequence number: a site that stored one and died must still be sent the messages before it.
@@ -138,13 +147,7 @@ def open_notices(engine: Engine, site: str) -> list[tuple[bytes, wire.InboxMessa
     list of tuple
         Notice id, and the message.
     """
-    table = store.withdrawals
-    with engine.connect() as connection:
-        rows = connection.execute(
-            select(table.c.notice_id, table.c.statement)
-            .where(table.c.recipient == site, table.c.state == NoticeState.NOTIFIED.value)
-            .order_by(table.c.notified_at_ms, table.c.notice_id)
-        ).all()
+    rows = _OPEN_NOTICES.run(connection, of_recipient=site, in_state=NoticeState.NOTIFIED.value)
     return [
         (
             row.notice_id,

@@ -53,6 +53,13 @@ class TableReader:
             return value
         return None
 
+    def boolean(self, key: str) -> bool:
+        """Read true or false; false if there is none."""
+        value = self._take(key, required=False)
+        if value is not _MISSING and not isinstance(value, bool):
+            self.note(key, "must be true or false")
+        return value is True
+
     def choice(self, key: str, allowed: Sequence[str], *, required: bool = False) -> str | None:
         """Read one of a few words."""
         value = self._take(key, required)

@@ -24,6 +24,7 @@ from synthedge_deploy.local_grid import LocalGrid
 from synthedge_deploy.planning import run
 from synthedge_deploy.planning_figures import Figures
 from synthedge_deploy.virtual_coordinator import VirtualCoordinator
+from synthedge_protocols.limits import Limits
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import cli_simulation
 from synthedge_server.inbox import messages_after
@@ -110,11 +111,12 @@ def test_bytes_are_those_that_were_sent(tmp_path: Path, monkeypatch: pytest.Monk
             coordinator.take(data)
         coordinator.tell()
         coordinator.told(figures)
-        inboxes = [
-            message
-            for i in range(4)
-            for message in messages_after(coordinator._engine, plan.site(i), 0, 64)
-        ]
+        with coordinator._engine.connect() as connection:
+            inboxes = [
+                message
+                for i in range(4)
+                for message in messages_after(connection, plan.site(i), 0, Limits())
+            ]
     assert figures.wire_bytes["rounds"] == sent["asked"] > 0
     assert figures.wire_bytes["reports"] == sent["answered"] > 0
     for kind, name in (("profile", "profiles"), ("proposals", "proposals")):

@@ -1,4 +1,4 @@
-"""Every RPC of both services, found by reflection: as nobody, as another site, shut out, too large and malformed."""
+"""Every RPC of every service, found by reflection: as nobody, as another site, shut out, too large and malformed."""
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -8,6 +8,8 @@ import grpc
 import pytest
 import pytest_asyncio
 from google.protobuf.descriptor import MethodDescriptor
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,10 +21,19 @@ from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server.operations import set_site_state
 
-METHODS = {m.name: m for service in ("Enrolment", "Coordinator") for m in all_methods(service)}
+REFLECTION = True
+SERVICES = ("Enrolment", "Coordinator", "Health", "ServerReflection")
+METHODS = {m.name: m for service in SERVICES for m in all_methods(service)}
 WITHOUT_CERTIFICATE = {m.name for m in all_methods("Enrolment")}
 # What every member may read, and nothing else: these answer another site too.
-FOR_ALL_MEMBERS = {"GetDirectory", "GetDictionary", "GetLogHead"}
+FOR_ALL_MEMBERS = {
+    "GetDirectory",
+    "GetDictionary",
+    "GetLogHead",
+    "Check",
+    "Watch",
+    "ServerReflectionInfo",
+}
 # These answer everybody about themselves.
 ABOUT_THE_CALLER = {"Inbox", "GetReleases", "Compare"}
 
@@ -105,6 +116,9 @@ CASES: dict[str, Callable[[Scene], Any]] = {
     "GetLogHead": lambda s: wire.LogHeadRequest(),
     "GetReleases": lambda s: wire.ReleasesRequest(dictionary_digest=DIGEST),
     "Compare": lambda s: wire.CompareRequest(),
+    "Check": lambda s: health_pb2.HealthCheckRequest(),
+    "Watch": lambda s: health_pb2.HealthCheckRequest(),
+    "ServerReflectionInfo": lambda s: reflection_pb2.ServerReflectionRequest(list_services="*"),
 }
 
 

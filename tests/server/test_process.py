@@ -229,7 +229,8 @@ def test_help_loads_nothing_heavy() -> None:
 def test_serving_imports_no_table_or_training_library() -> None:
     code = (
         "import sys, synthedge_server.serve;"
-        "print([m for m in ('pandas', 'sklearn', 'scipy', 'torch', 'pyarrow') if m in sys.modules])"
+        "print([m for m in ('pandas', 'sklearn', 'scipy', 'torch', 'pyarrow', "
+        "'prometheus_client', 'grpc_reflection.v1alpha') if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -5,15 +5,22 @@ from typing import Any
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 
 TIMEOUT_S = 10.0
+# Streams that end with their caller; the first answer is all that is looked at.
+ENDLESS = {"grpc.health.v1.Health.Watch"}
 
 
 def all_methods(service: str) -> list[MethodDescriptor]:
     """Every RPC of a service, by reflection: a new one cannot be forgotten."""
-    return list(wire.DESCRIPTOR.services_by_name[service].methods)
+    for module in (wire, health_pb2, reflection_pb2):
+        if service in module.DESCRIPTOR.services_by_name:
+            return list(module.DESCRIPTOR.services_by_name[service].methods)
+    raise KeyError(service)
 
 
 async def call_raw(
@@ -33,7 +40,13 @@ async def call_raw(
     sent = _one(request) if method.client_streaming else request
     call = behaviour(sent, timeout=TIMEOUT_S)
     if method.server_streaming:
-        return [answer async for answer in call]
+        answers = []
+        async for answer in call:
+            answers.append(answer)
+            if method.full_name in ENDLESS:
+                call.cancel()
+                break
+        return answers
     return [await call]
 
 

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from synthedge_server.enrolment import add_token
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.operations import change, create_coordinator, reading
 from synthedge_server.serve import Coordinator, running
-from synthedge_server.settings import Address
+from synthedge_server.settings import Address, read_settings
 from synthedge_server.telling import Telling
 
 CONSORTIUM = "test-consortium"
@@ -407,7 +407,12 @@ async def coordinator(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIt
     if getattr(request, "param", "sqlite") == "postgresql":
         database = request.getfixturevalue("postgres").new_database()
     consortium = Consortium(new_folder(tmp_path / "coordinator", database=database), clock)
-    async with running(consortium.folder, clock=clock, limits=LIMITS) as started:
+    # A module that asks for reflection gets what an operator can switch on.
+    settings = replace(
+        read_settings(consortium.folder.settings),
+        reflection=getattr(request.module, "REFLECTION", False),
+    )
+    async with running(consortium.folder, clock=clock, limits=LIMITS, settings=settings) as started:
         consortium.listens(started)
         yield consortium
         await consortium.close()
