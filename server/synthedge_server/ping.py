@@ -51,8 +51,6 @@ def ping(folder: CoordinatorFolder, *, is_enough_to_answer: bool = False) -> Add
         try:
             answer = check(b"", timeout=_TIMEOUT_S)
         except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                return address  # of a release without the health service: it answered
             raise UnavailableError(
                 f"the coordinator at {address} does not answer ({error.code().name}); see its log"
             ) from None

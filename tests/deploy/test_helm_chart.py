@@ -199,7 +199,7 @@ def test_every_command_exists_and_works_on_the_same_folder(
     assert folders == {"/var/lib/synthedge/coordinator"}
 
 
-@pytest.mark.parametrize("values", [ONE, SEVERAL, RESTORED], ids=["one", "several", "restored"])
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
 def test_the_settings_are_ones_the_coordinator_reads(chart: Chart, values: dict[str, Any]) -> None:
     maps = of_kind(manifests(chart, values), "ConfigMap")
     (text,) = [m["data"]["coordinator.toml"] for m in maps if "coordinator.toml" in m["data"]]
