@@ -134,7 +134,7 @@ def withdrawals(dir: FolderOption = HERE, json: JsonOption = False) -> None:
 
 @received_app.callback()
 def received(context: typer.Context, dir: FolderOption = HERE, json: JsonOption = False) -> None:
-    """List what was received: from whom, how many rows, and what the gate said."""
+    """List what was received: from whom, how many rows, how many of them are here now, and what the gate said."""
     if context.invoked_subcommand is not None:
         return
     from synthedge_client.site import open_site
@@ -147,9 +147,12 @@ def received(context: typer.Context, dir: FolderOption = HERE, json: JsonOption 
         as_json=json,
         render=table(
             "Received",
-            ["id", "donor", "region", "rows", "state", "gate"],
+            ["id", "donor", "region", "rows", "here", "state", "gate"],
             [
-                [r["transfer_id"][:12], r["peer"], r["region"], r["rows"], r["state"], r["reason"]]
+                [
+                    r["transfer_id"][:12],
+                    *(r[key] for key in ("peer", "region", "rows", "rows_here", "state", "reason")),
+                ]
                 for r in rows
             ],
         ),

@@ -105,6 +105,13 @@ def describe_transfers(site: Site) -> list[dict[str, Any]]:
     """One entry a transfer, oldest first."""
     with site.store.read() as connection:
         transfers = list_transfers(connection)
+        here: dict[bytes, int] = dict(
+            connection.execute(
+                sa.select(store.received.c.transfer_id, sa.func.count()).group_by(
+                    store.received.c.transfer_id
+                )
+            ).all()
+        )
     described = []
     for transfer in transfers:
         grid, voxel = region_of(site.under(transfer.dictionary_digest), transfer.request)
@@ -116,6 +123,7 @@ def describe_transfers(site: Site) -> list[dict[str, Any]]:
                 "region": grid.label(voxel),
                 "rows_asked": transfer.request.rows,
                 "rows": transfer.rows if transfer.rows is not None else transfer.request.rows,
+                "rows_here": here.get(transfer.id, 0),
                 "purpose": transfer.request.purpose,
                 "state": transfer.state.value,
                 "reason": transfer.reason or "",
