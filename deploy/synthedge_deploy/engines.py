@@ -41,6 +41,7 @@ ENGINES: Final[tuple[Engine, ...]] = get_args(Engine)
 PARTITION: Final = "partition-id"
 _POLL_S: Final = 0.05
 _START_S: Final = 120.0
+_STARTS: Final = 3
 
 # What the coordinator's side of a round does with a grid and the nodes on it.
 Serve = Callable[[Grid, Sequence[int]], None]
@@ -156,6 +157,23 @@ class _Counting(Grid):
 
 def _run_on_ray(client_app: ClientApp, n_nodes: int, serve: Serve, traffic: Traffic) -> None:
     require("ray")
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    for n_left in reversed(range(_STARTS)):
+        traffic.asked_bytes = traffic.answered_bytes = 0
+        try:
+            _run_once_on_ray(client_app, n_nodes, serve, traffic)
+            return
+        except RuntimeError as error:
+            why: BaseException = error
+            while why.__cause__ is not None:
+                why = why.__cause__
+            # Ray gives itself 30 s to start, which a busy machine may not have.
+            if n_left and "timed out during startup" in str(why):
+                continue
+            raise SynthEdgeError(f"Flower's simulation engine ended by itself: {why}") from error
+
+
+def _run_once_on_ray(client_app: ClientApp, n_nodes: int, serve: Serve, traffic: Traffic) -> None:
     from flwr.simulation import run_simulation
 
     failed: list[BaseException] = []
@@ -170,7 +188,6 @@ def _run_on_ray(client_app: ClientApp, n_nodes: int, serve: Serve, traffic: Traf
             failed.append(error)
             raise
 
-    logging.getLogger("flwr").setLevel(logging.CRITICAL)
     # Short: Ray's sockets lie in it, and a socket's path has at most 107 bytes.
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     try:
@@ -192,12 +209,10 @@ def _run_on_ray(client_app: ClientApp, n_nodes: int, serve: Serve, traffic: Traf
                     "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
                 },
             )
-    except RuntimeError as error:
+    except RuntimeError:
         if failed:
             raise failed[0] from None
-        raise SynthEdgeError(
-            f"Flower's simulation engine ended by itself ({error.__cause__ or error}); is there memory for Ray?"
-        ) from error
+        raise
     finally:
         has_ended.set()
         _leave_nothing_of_ray(folder)
@@ -238,6 +253,8 @@ def _all_nodes(grid: Grid, n_nodes: int) -> list[int]:
     end = time.monotonic() + _START_S
     while len(nodes := list(grid.get_node_ids())) < n_nodes:
         if time.monotonic() > end:
-            raise TimeoutError(f"Flower made {len(nodes)} of {n_nodes} nodes in {_START_S:.0f} s")
+            raise SynthEdgeError(
+                f"Flower made {len(nodes)} of {n_nodes} nodes in {_START_S:.0f} s; try again"
+            )
         time.sleep(_POLL_S)
     return nodes

@@ -123,11 +123,11 @@ def run(plan: Plan, engine: Engine) -> Figures:
         If a site could not report; see `simulate` for the rest.
     """
     figures = Figures(sites=plan.n_sites)
-    with TemporaryDirectory(prefix="synthedge-simulated-") as name:
-        with VirtualCoordinator(Path(name) / "coordinator", plan) as coordinator:
+    with TemporaryDirectory(prefix="synthedge-simulated-") as scratch:
+        with VirtualCoordinator(Path(scratch) / "coordinator", plan) as coordinator:
             asked = coordinator.open_round()
             with figures.timed("round"):
-                answers = collect(plan, engine, asked, figures)
+                answers = collect(plan, engine, asked, figures, scratch)
             with figures.timed("intake"):
                 for data in answers:
                     coordinator.take(data)
@@ -135,7 +135,7 @@ def run(plan: Plan, engine: Engine) -> Figures:
             with figures.timed("telling"):
                 coordinator.tell()
             told = coordinator.told(figures)
-        figures.cpu_ms["report"] = _report_ms(plan, asked)
+        figures.cpu_ms["report"] = _report_ms(plan, asked, scratch)
         made = {one.site: one for one in hospitals(plan)}
         with figures.timed("comparing"):
             ranked = {
@@ -149,9 +149,9 @@ def run(plan: Plan, engine: Engine) -> Figures:
 
 
 def collect(
-    plan: Plan, engine: Engine, asked: wire.DiscoveryRound, figures: Figures
+    plan: Plan, engine: Engine, asked: wire.DiscoveryRound, figures: Figures, scratch: str
 ) -> list[bytes]:
-    """Run one round over all virtual sites; the answers as they came.
+    """Run one round over all virtual sites, which work in the folder `scratch`; the answers as they came.
 
     Raises
     ------
@@ -166,7 +166,9 @@ def collect(
         take = lambda _, data: answers.append(data)  # noqa: E731
         unreached.update(ask_nodes(grid, asked, named, take, TIMEOUT_S))
 
-    app = make_client_app(lambda context: open_published(plan, int(context.node_config[PARTITION])))
+    app = make_client_app(
+        lambda context: open_published(plan, int(context.node_config[PARTITION]), scratch)
+    )
     traffic = run_round(engine, app, plan.n_sites, serve)
     if unreached or len(answers) != plan.n_sites:
         why = next(iter(unreached.values()), ("", "no reply"))[1]
@@ -178,7 +180,7 @@ def collect(
     return answers
 
 
-def _report_ms(plan: Plan, asked: wire.DiscoveryRound) -> float:
+def _report_ms(plan: Plan, asked: wire.DiscoveryRound, scratch: str) -> float:
     """Processor time of one site's report, milliseconds: the mean of the first few sites, the libraries loaded.
 
     The shortest of three passes: even processor time tells of what else the machine does.
@@ -188,7 +190,7 @@ def _report_ms(plan: Plan, asked: wire.DiscoveryRound) -> float:
     for _ in range(3):
         started = time.process_time()
         for i in range(n):
-            with open_published(plan, i) as site:
+            with open_published(plan, i, scratch) as site:
                 answer_round(site, asked, "flower")
         passes.append((time.process_time() - started) * 1000 / n)
     return min(passes)

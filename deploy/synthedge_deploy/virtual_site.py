@@ -82,8 +82,15 @@ class VirtualKeys:
 
 
 @contextmanager
-def open_published(plan: Plan, i: int) -> Iterator[Site]:
+def open_published(plan: Plan, i: int, scratch: str) -> Iterator[Site]:
     """The i-th hospital's site, which has published its report; it is gone afterwards.
+
+    Parameters
+    ----------
+    plan : Plan
+    i : int
+    scratch : str
+        A folder for what is gone afterwards, even if this process is killed: its owner deletes it.
 
     Raises
     ------
@@ -91,7 +98,7 @@ def open_published(plan: Plan, i: int) -> Iterator[Site]:
         If the dictionary's policy does not protect the report.
     """
     made = hospital(plan, i)
-    with TemporaryDirectory(prefix="synthedge-simulated-") as name:
+    with TemporaryDirectory(dir=scratch) as name:
         folder = Path(name)
         _write_table(made, plan.dictionary, folder / "patients.csv")
         keys = VirtualKeys(plan, made.site)

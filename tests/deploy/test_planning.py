@@ -107,7 +107,7 @@ def test_bytes_are_those_that_were_sent(tmp_path: Path, monkeypatch: pytest.Monk
     plan = replace(PLAN, n_sites=4)
     with VirtualCoordinator(tmp_path / "coordinator", plan) as coordinator:
         asked = coordinator.open_round()
-        for data in planning.collect(plan, "grid", asked, figures):
+        for data in planning.collect(plan, "grid", asked, figures, str(tmp_path)):
             coordinator.take(data)
         coordinator.tell()
         coordinator.told(figures)
@@ -127,7 +127,7 @@ def test_bytes_are_those_that_were_sent(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_site_that_fails_ends_the_simulation_with_its_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuses(plan: Plan, i: int) -> None:
+    def refuses(plan: Plan, i: int, scratch: str) -> None:
         raise DisclosureRefusedError("nothing is released")
 
     monkeypatch.setattr(planning, "open_published", refuses)
@@ -181,7 +181,8 @@ from synthedge_deploy.virtual_coordinator import VirtualCoordinator
 text, out = Path(sys.argv[1]).read_text(), Path(sys.argv[2])
 plan = Plan(dictionary_text=text, n_sites=3, patients=300, holes=1.0, seed=3)
 with VirtualCoordinator(out / "coordinator", plan) as coordinator:
-    answers = planning.collect(plan, "ray", coordinator.open_round(), Figures(sites=3))
+    asked = coordinator.open_round()
+    answers = planning.collect(plan, "ray", asked, Figures(sites=3), sys.argv[2])
 for i, data in enumerate(answers):
     (out / f"{i}.answer").write_bytes(data)
 """
@@ -218,7 +219,8 @@ def test_ray_and_the_grid_give_the_same_reports_and_nothing_of_ray_stays(tmp_pat
 
     plan = replace(PLAN, n_sites=3)
     with VirtualCoordinator(tmp_path / "grid", plan) as coordinator:
-        here = planning.collect(plan, "grid", coordinator.open_round(), Figures(sites=3))
+        asked = coordinator.open_round()
+        here = planning.collect(plan, "grid", asked, Figures(sites=3), str(tmp_path))
     on_ray = published([path.read_bytes() for path in (tmp_path / "ray").glob("*.answer")])
     assert on_ray == published(here)
     assert sorted(on_ray) == [plan.site(i) for i in range(3)]
