@@ -16,11 +16,10 @@ from bench import Bar, run_benchmark
 # The tests' hospitals and their made-up patients.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
+from asked_and_given import ask, give
 from memory_consortium import MemoryConsortium, new_consortium
-from sites import MALE_HIGH, patients, steward, transfer_at, with_hole
+from sites import patients, steward, with_hole
 from synthedge_client import store as site_store
-from synthedge_client.asking import request
-from synthedge_client.donating import approve, prepare
 from synthedge_client.releases import publish
 from synthedge_client.withdrawals import withdraw_patient
 from synthedge_server import store
@@ -83,19 +82,9 @@ def _publish(consortium: MemoryConsortium) -> None:
 
 def _transfer(consortium: MemoryConsortium) -> None:
     north, south = consortium.sites["north"], consortium.sites["south"]
-    identifier = request(
-        north,
-        steward(),
-        donor="south",
-        grid=north.grid("sex x bp"),
-        voxel=MALE_HIGH,
-        rows=5,
-        purpose="DUO:0000007",
-        accept_if_gate_passes=True,
-    )
+    identifier = ask(north)
     _exchange(consortium, "north", "south")
-    prepare(south, transfer_at(south, identifier), "ada")
-    approve(south, transfer_at(south, identifier), steward())
+    give(south, identifier)
     _exchange(consortium, "south", "north", "south")
 
 
