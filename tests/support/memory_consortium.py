@@ -136,6 +136,13 @@ class _Context:
 
     def __init__(self, certificate: bytes | None) -> None:
         self._certificate = certificate
+        self.written: list[Any] = []
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
+    async def write(self, message: Any) -> None:
+        self.written.append(message)
 
     def auth_context(self) -> dict[str, list[bytes]]:
         shown = [] if self._certificate is None else [self._certificate]
@@ -430,8 +437,8 @@ class MemoryConsortium:
         read, write = handler.request_deserializer, handler.response_serializer
         context = _Context(certificate)
         if handler.response_streaming:
-            stream = handler.unary_stream(read(requests[0]), context)
-            return [write(message) async for message in stream]
+            await handler.unary_stream(read(requests[0]), context)
+            return [write(message) for message in context.written]
         if handler.request_streaming:
             return [write(await handler.stream_unary(_each(map(read, requests)), context))]
         return [write(await handler.unary_unary(read(requests[0]), context))]
