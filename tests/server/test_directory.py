@@ -23,23 +23,31 @@ STATEMENT = pb.SignedStatement(statement=bytes(1500), signature=bytes(64)).Seria
 LIMITS = Limits()
 
 
-def enrol(database: Database, name: str) -> None:
-    key = name.encode()
-    database.execute(
-        insert(store.sites).values(
-            site=name,
-            state="active",
-            statement_public_key=key,
-            hpke_key_id=key,
-            tls_key_digest=key,
-            last_sequence=0,
-            enrolled_at_ms=0,
-            certified_at_ms=0,
-        )
-    )
-    database.execute(
-        insert(store.keys).values(key_id=key, site=name, statement=STATEMENT, registered_at_ms=0)
-    )
+def enrol(database: Database, *names: str) -> None:
+    sites = [
+        {
+            "site": name,
+            "state": "active",
+            "statement_public_key": name.encode(),
+            "hpke_key_id": name.encode(),
+            "tls_key_digest": name.encode(),
+            "last_sequence": 0,
+            "enrolled_at_ms": 0,
+            "certified_at_ms": 0,
+        }
+        for name in names
+    ]
+    keys = [
+        {
+            "key_id": name.encode(),
+            "site": name,
+            "statement": STATEMENT,
+            "registered_at_ms": 0,
+        }
+        for name in names
+    ]
+    database.execute(insert(store.sites), sites)
+    database.execute(insert(store.keys), keys)
 
 
 @pytest.fixture
@@ -47,8 +55,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
     engine = create_engine(f"sqlite:///{tmp_path / 'test.db'}")
     store.METADATA.create_all(engine)
     with engine.connect() as connection:
-        for i in range(N_SITES):
-            enrol(connection, f"site-{i:03}")
+        enrol(connection, *(f"site-{i:03}" for i in range(N_SITES)))
         yield connection
     engine.dispose()
 

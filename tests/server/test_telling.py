@@ -1,6 +1,7 @@
 """Sites are told in batches: after many reports once, after a restart still, and nothing twice."""
 
 import asyncio
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from unittest import mock
 
@@ -8,6 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from server_fixtures import (
+    DICTIONARY_TOML,
     LIMITS,
     Clock,
     Consortium,
@@ -16,8 +18,10 @@ from server_fixtures import (
     kinds,
     new_folder,
 )
-from synthedge_server import store, telling
-from synthedge_server.operations import reading
+from synthedge_core.match_strategies import SiteReport
+from synthedge_server import dictionaries, store, telling
+from synthedge_server.operations import change, reading
+from synthedge_server.registry import Conclusion, Registry
 from synthedge_server.serve import Coordinator, running
 
 
@@ -98,3 +102,29 @@ async def test_what_was_told_half_is_told_by_the_next_process(tmp_path: Path) ->
         assert details_of_tellings(consortium) == ["3 sites have reported; 0 messages"]
         assert [message.sequence for message in await hospitals[0].inbox()] == before
         await consortium.close()
+
+
+async def test_a_new_dictionary_ends_what_is_told_of_the_old_one(
+    coordinator: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    north, *others = [await coordinator.enrol(name) for name in ("north", "south", "west")]
+    conclusions = Registry.conclusions
+    second = DICTIONARY_TOML.replace("rows_per_transfer = 20", "rows_per_transfer = 10")
+
+    def interrupted(registry: Registry, reports: Mapping[str, SiteReport]) -> Iterator[Conclusion]:
+        first, *rest = conclusions(registry, reports)
+        yield first
+        change(coordinator.folder, lambda t: dictionaries.add(t, second))
+        yield from rest
+
+    monkeypatch.setattr(Registry, "conclusions", interrupted)
+    monkeypatch.setattr(telling, "_SLICE", 1)
+    async with telling_of(coordinator)._alone:
+        for i, hospital in enumerate((north, *others)):
+            await hospital.submit(hospital.sign_as_steward(gap_report(*counts_of_site(i))))
+    while kinds(await others[-1].inbox()) != ["dictionary"]:
+        await telling_of(coordinator).tell_if_due()
+
+    assert kinds(await north.inbox()) == ["profile", "proposals", "dictionary"]
+    assert kinds(await others[0].inbox()) == ["dictionary"]
+    assert details_of_tellings(coordinator) == []
