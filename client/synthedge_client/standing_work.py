@@ -105,10 +105,22 @@ def _circumstances(site: Site) -> Hashable:
 def _ask(site: Site) -> bool:
     with site.store.read() as connection:
         deciders = policies.policies_for(site, connection, "request")
-    if not deciders:
+    if not deciders or _proposals_are_old(site):
         return False
     asked = [_ask_for(site, decider, gap) for gap in _confirmed(site) for decider in deciders]
     return any(asked)
+
+
+def _proposals_are_old(site: Site) -> bool:
+    """Whether the coordinator proposed nothing new for longer than the policy lets an agent act on it."""
+    with site.store.read() as connection:
+        told_at: int | None = connection.execute(
+            sa.select(sa.func.max(store.events.c.at_ms)).where(
+                store.events.c.what == "proposals received"
+            )
+        ).scalar_one()
+    limit_ms = site.dictionary.policy.proposed_h * 3_600_000
+    return told_at is None or store.now_ms() - told_at > limit_ms
 
 
 def _confirmed(site: Site) -> list[Gap]:

@@ -12,8 +12,11 @@ from sites import events, patients, queued, steward, with_hole
 from synthedge_client import policies, store
 from synthedge_client.received import load_samples
 from synthedge_client.site import Site
+from synthedge_client.standing_work import StandingWork
 from synthedge_client.status import describe_transfers
 from synthedge_protocols.v1 import statements_pb2 as pb
+
+HOUR_MS = 3_600_000
 
 
 def allow(site: Site, acts: list[str], peers: list[str], **changes: Any) -> None:
@@ -24,14 +27,14 @@ def allow(site: Site, acts: list[str], peers: list[str], **changes: Any) -> None
         "features": ["bp", "sex"],
         "rows": 20,
         "period_days": 30,
-        "valid_until_ms": store.now_ms() + 86_400_000,
+        "valid_until_ms": store.now_ms() + 30 * 24 * HOUR_MS,
     }
     policies.add_policy(site, steward(), pb.StandingPolicy(**{**fields, **changes}))
 
 
 @pytest.mark.slow
 async def test_a_confirmed_hole_is_filled_without_anybody_deciding_again(
-    coordinator: Consortium, tmp_path: Path
+    coordinator: Consortium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables = {
         "north": patients("n", with_hole(30), np.full((2, 4), 30)),
@@ -44,6 +47,11 @@ async def test_a_confirmed_hole_is_filled_without_anybody_deciding_again(
         allow(west, ["request", "accept"], ["south"])  # has no confirmed hole: asks nobody
         allow(north, ["request", "accept"], ["south"], regions=["sex x bp"], rows=9)
         allow(south, ["approve"], ["north"])
+        with monkeypatch.context() as patch:
+            now = store.now_ms()
+            patch.setattr(store, "now_ms", lambda: now + 337 * HOUR_MS)
+            StandingWork().carry_out(north)
+        assert describe_transfers(north) == []  # what was proposed is older than `proposed_h`
 
         await exchange(north, south, north, south, west)
 
