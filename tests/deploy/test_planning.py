@@ -1,5 +1,6 @@
 """A consortium simulated before there is one: what is said of it is what the product did."""
 
+import json
 import os
 import re
 import subprocess
@@ -85,6 +86,15 @@ def test_made_holes_are_found_far_beyond_chance_and_filled(figures: Figures) -> 
     assert figures.rows_to_made > 20
     assert figures.rows_to_made <= figures.rows
     assert figures.proposals > 0
+
+
+def test_the_figures_are_printed_for_people_and_for_programs(figures: Figures) -> None:
+    data = json.loads(json.dumps(figures.as_dict()))
+    assert data["wire_bytes"]["sealed"] > data["rows"] > 0
+    tables = cli_simulation._in_words([data, {**data, "precision": None}])
+    found = next(line for line in tables.splitlines() if line.startswith("10 "))
+    assert found.split()[:3] == ["10", "10", str(figures.holes_confirmed)]
+    assert found.split()[7] == str(figures.asks)
 
 
 def test_bytes_are_those_that_were_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
