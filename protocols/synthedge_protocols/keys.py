@@ -1,6 +1,7 @@
 """A site's keys: Ed25519 for statements, hybrid HPKE for sealing, ECDSA P-256 for TLS."""
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
@@ -38,11 +39,15 @@ _MLKEM_PUBLIC_BYTES = 1_184
 _MLKEM_SEED_BYTES = 64
 
 
+_public_key = lru_cache(maxsize=4_096)(ed25519.Ed25519PublicKey.from_public_bytes)
+
+
 def key_id(public_key: bytes) -> bytes:
     """SHA-256 of a raw public key, 32 bytes."""
     return hashlib.sha256(public_key).digest()
 
 
+@lru_cache(maxsize=4_096)
 def fingerprint(public_key: bytes) -> str:
     """Spell a key the way two people compare it over the telephone.
 
@@ -77,7 +82,7 @@ def check_signature(public_key: bytes, signature: bytes, data: bytes) -> None:
         If it is not, or the key is no Ed25519 key.
     """
     try:
-        ed25519.Ed25519PublicKey.from_public_bytes(public_key).verify(signature, data)
+        _public_key(public_key).verify(signature, data)
     except (InvalidSignature, ValueError):
         raise VerificationError("the signature does not verify") from None
 

@@ -50,10 +50,10 @@ __all__ = [
 
 _CONTEXT = b"synthedge/v1/statement\0"
 _DIGEST_BYTES = 32
+_END_OF_TIME_MS = 2**62
 
-# A steward's certificate comes with every statement that the steward signs.
+# A steward's certificate comes with every statement that the steward signs; larger ones are none of ours.
 _REMEMBERED_BYTES = 1_024
-_check_signature_once = lru_cache(maxsize=2_048)(check_signature)
 
 M = TypeVar("M", bound=Message)
 N = TypeVar("N", bound=Message)
@@ -373,11 +373,7 @@ def verify(
             f"the statement of site '{site}' names another key than {signer.kind} "
             f"'{signer.name}' has on record ({signer.fingerprint}); compare fingerprints anew"
         )
-    signed_bytes = _CONTEXT + signed.statement
-    if expected_type is pb.StewardCertificate and len(signed_bytes) <= _REMEMBERED_BYTES:
-        _check_signature_once(public_key, signed.signature, signed_bytes)
-    else:
-        check_signature(public_key, signed.signature, signed_bytes)
+    check_signature(public_key, signed.signature, _CONTEXT + signed.statement)
 
     _check_dictionary_digest(name, statement.dictionary_digest)
     if dictionary_digest is not None and statement.dictionary_digest != dictionary_digest:
@@ -386,11 +382,7 @@ def verify(
             f"{statement.dictionary_digest.hex()[:12] or '(none)'}, expected "
             f"{dictionary_digest.hex()[:12]}; run 'synthedge site doctor'"
         )
-    if not 0 < statement.issued_at_ms <= now_ms + int(limits.clock_skew_s * 1000):
-        raise PolicyError(
-            f"the '{name}' of site '{site}' is dated more than {limits.clock_skew_s:g} s ahead of "
-            f"this clock, or not at all; set both clocks by NTP"
-        )
+    _check_date(name, site, statement.issued_at_ms, now_ms=now_ms, limits=limits)
     payload = _decode(expected_type, statement.payload, name)
     _require_policy(name, payload, by_steward=by_steward)
 
@@ -486,18 +478,10 @@ def _verify_steward(
     now_ms: int,
     limits: Limits,
 ) -> pb.StewardCertificate:
-    verified = verify(
-        certificate,
-        expected_type=pb.StewardCertificate,
-        consortium=consortium,
-        site=site,
-        site_public_key=site_public_key,
-        dictionary_digest=None,
-        now_ms=now_ms,
-        limits=limits,
-    )
-    steward = verified.payload
-    check_name("steward", steward.steward)
+    encoded = certificate.SerializeToString()
+    certified = _certified if len(encoded) <= _REMEMBERED_BYTES else _certified.__wrapped__
+    steward, certified_at_ms = certified(encoded, consortium, site, site_public_key, limits)
+    _check_date("steward-certificate", site, certified_at_ms, now_ms=now_ms, limits=limits)
     # In force when signed and when judged: a stolen key must not sign into the past.
     for moment in (issued_at_ms, now_ms):
         _check_window(
@@ -508,6 +492,33 @@ def _verify_steward(
             limits=limits,
         )
     return steward
+
+
+@lru_cache(maxsize=2_048)
+def _certified(
+    certificate: bytes, consortium: str, site: str, site_public_key: bytes, limits: Limits
+) -> tuple[pb.StewardCertificate, int]:
+    """A steward's certificate and its date, of which everything holds but what depends on the time."""
+    verified = verify(
+        pb.SignedStatement.FromString(certificate),
+        expected_type=pb.StewardCertificate,
+        consortium=consortium,
+        site=site,
+        site_public_key=site_public_key,
+        dictionary_digest=None,
+        now_ms=_END_OF_TIME_MS,
+        limits=limits,
+    )
+    check_name("steward", verified.payload.steward)
+    return verified.payload, verified.issued_at_ms
+
+
+def _check_date(name: str, site: str, issued_at_ms: int, *, now_ms: int, limits: Limits) -> None:
+    if not 0 < issued_at_ms <= now_ms + int(limits.clock_skew_s * 1000):
+        raise PolicyError(
+            f"the '{name}' of site '{site}' is dated more than {limits.clock_skew_s:g} s ahead of "
+            f"this clock, or not at all; set both clocks by NTP"
+        )
 
 
 def _check_window(
