@@ -8,6 +8,7 @@ from sqlalchemy import func, select
 from synthedge_core.dictionary import parse_dictionary
 from synthedge_protocols.certificates import load_certificate
 from synthedge_server import dictionaries, store
+from synthedge_server.doctor import running_out
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.ledger import system_clock
 from synthedge_server.operations import reading
@@ -55,6 +56,7 @@ def read_status(folder: CoordinatorFolder, now_ms: int | None = None) -> dict[st
             if row["accepted_at_ms"] is None
         ]
         waiting = open_withdrawals(connection)
+        warnings = [f"{p.subject}: {p.what}" for p in running_out(folder, connection)]
         kept_too_long = {
             row.transfer_id.hex(): row.recipient for row in past_retention(connection, now)
         }
@@ -82,6 +84,7 @@ def read_status(folder: CoordinatorFolder, now_ms: int | None = None) -> dict[st
         "withdrawals_open": [_withdrawal(row) for row in waiting if row.due_at_ms >= now],
         "sealed_bytes": sum(path.stat().st_size for path in spooled),
         "events": n_events,
+        "warnings": warnings,
     }
     for name, path in (("ca", folder.ca_certificate), ("server", folder.tls_certificate)):
         if path.exists():

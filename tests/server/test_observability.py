@@ -41,6 +41,7 @@ from synthedge_server.ledger import system_clock
 from synthedge_server.log import LOGGER, JsonLines
 from synthedge_server.serve import Coordinator, running
 from synthedge_server.settings import Address, parse_settings, read_settings
+from synthedge_server.status import read_status
 
 ROOT = Path(__file__).parents[2]
 CANARY = b"42.4242 mm[Hg] of a patient"
@@ -221,6 +222,8 @@ async def test_what_runs_out_stands_in_the_log_and_in_doctor(
     monkeypatch.setattr(doctor, "system_clock", lambda: system_clock() + 340 * DAY_MS)
     found = {problem.what for problem in doctor.examine(consortium.folder)}
     assert any("sealing key runs out" in what for what in found)
+    warnings = read_status(consortium.folder)["warnings"]
+    assert any(warning.startswith("site north: its sealing key") for warning in warnings)
     async with running(consortium.folder):
         await eventually(lambda: "sealing key runs out" in caplog.text)
     (line,) = [line for line in map(json.loads, caplog.text.splitlines()) if "sealing" in str(line)]
