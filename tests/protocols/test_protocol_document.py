@@ -4,6 +4,7 @@ import ast
 import hashlib
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from second_statements import TYPES, RefusedError, SecondSite, decode_token, sha
 from synthedge_core.dictionary import parse_dictionary
 from synthedge_core.public_dictionaries import PUBLIC_DICTIONARIES, public_dictionary
 from synthedge_protocols import checkpoints, compression, merkle, rotation, statements
-from synthedge_protocols.errors import ProtocolError
+from synthedge_protocols.errors import STATUS, ProtocolError
 from synthedge_protocols.event_log import leaf_of
 from synthedge_protocols.keys import HpkePublicKey, StatementKey, fingerprint
 from synthedge_protocols.limits import Limits
@@ -110,6 +111,20 @@ def test_both_know_the_same_types_of_statement() -> None:
         name: (entry.message, entry.signed_by, entry.under_dictionary)
         for name, entry in statements.STATEMENT_TYPES.items()
     } == TYPES
+
+
+def test_the_document_has_every_error_type_and_limit_as_they_are() -> None:
+    text = (write_golden.GOLDEN.parents[2] / "docs" / "protocol.md").read_text()
+    told = dict(re.findall(r"^\| `(\w+Error)` \| (\w+) \|", text, re.MULTILINE))
+    assert told == {kind.__name__: code.name for kind, (code, _) in STATUS.items()}
+    kinds = set(re.findall(r"^\| `([a-z-]+)` \| `\w+` \| (?:site|steward)", text, re.MULTILINE))
+    assert kinds == set(TYPES)
+    limits, section = Limits(), text[text.index("## 15. Limits") : text.index("## 16. ")]
+    for name in ("message", "chunk", "ciphertext", "payload", "text"):
+        assert f" {getattr(limits, f'{name}_bytes'):,} bytes" in section, name
+    rates = (limits.calls_per_s, limits.calls_burst, limits.statements_per_s, limits.bytes_per_s)
+    for number in (*rates, limits.statements_burst, limits.sites, limits.clock_skew_s):
+        assert f" {number:,.0f} " in section, number
 
 
 @pytest.mark.parametrize("kind", sorted(TYPES))
