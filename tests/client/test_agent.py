@@ -40,7 +40,13 @@ from synthedge_client.site import Site, open_site
 from synthedge_client.site_fill import fill_site
 from synthedge_client.status import describe_transfers, summarise
 from synthedge_core.errors import RefusedError
-from synthedge_protocols.errors import IdentityError, UnavailableError
+from synthedge_protocols.errors import (
+    BusyError,
+    IdentityError,
+    UnavailableError,
+    from_status,
+    status_of,
+)
 from synthedge_protocols.lifecycle import State
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server.operations import set_site_state
@@ -564,3 +570,11 @@ async def test_three_reports_show_the_hole_and_who_could_fill_it(
         assert {p.donor for p in first.proposals} == {"south", "west"}
         region = choose_region(north, first.id, None)
         assert region.donor == first.proposals[0].donor
+
+
+def test_an_agent_waits_as_long_as_a_busy_coordinator_asks_and_keeps_what_waits() -> None:
+    error = from_status(*status_of(BusyError("too much at a time", 30.0)))
+    assert isinstance(error, UnavailableError)  # so that the outbox keeps the statement
+    assert agent._wait_s(error) == pytest.approx(30.0, abs=0.01)
+    assert agent._wait_s(BusyError("too much at a time", 0.1)) == agent.RECONNECT_S
+    assert agent._wait_s(UnavailableError("away")) == agent.RECONNECT_S
