@@ -65,6 +65,8 @@ def _postgres(url: str, name: str) -> Engine:
     """A store on PostgreSQL with its own settings: what is committed is on disk."""
     arguments = connect_arguments(url)
     with psycopg.connect(**arguments, autocommit=True) as connection:
+        # What only reads cannot write by accident.
+        connection.execute("SET default_transaction_read_only = off")
         connection.execute(SQL("CREATE SCHEMA {}").format(Identifier(name)))
     arguments["options"] += f" -c search_path={name}"
     engine = postgres_engine(url, arguments)
