@@ -176,7 +176,7 @@ def _quantile(values: Sequence[float], share: float) -> float:
 
 
 def _reads(scene: Scene, n: int) -> list[Call]:
-    """What agents poll: the dictionary, an inbox that was read before, the log's head."""
+    """What agents poll: the dictionary, an inbox that was read before, the releases of the site itself."""
     dictionary = wire.DictionaryRequest().SerializeToString()
     inbox = wire.InboxRequest(after=2**62).SerializeToString()
     releases = wire.ReleasesRequest().SerializeToString()
