@@ -23,8 +23,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine.default import DefaultDialect
 
+from synthedge_protocols.prepared import Prepared
+
 COORDINATOR = "coordinator"
 TIMEOUT_S = 60.0
+WRITES_TRANSFERS = ("UPDATE transfers SET", "INSERT INTO transfers")
 # A fork keeps no thread but its own.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -65,15 +68,25 @@ class Watch:
             self._moves.take()
             undo(dialect, connection)
 
+        run: Any = Prepared.run
+
+        def noticed(prepared: Prepared, connection: Any, **values: Any) -> Any:
+            # It runs past SQLAlchemy's events.
+            if str(prepared._statement).startswith(WRITES_TRANSFERS):
+                self._note(connection, values)
+            return run(prepared, connection, **values)
+
+        Prepared.run = noticed  # type: ignore[method-assign, assignment]
         DefaultDialect.do_commit = watched  # type: ignore[method-assign]
         DefaultDialect.do_rollback = undone  # type: ignore[method-assign]
 
     def _notice(
         self, connection: Any, cursor: Any, statement: str, _: Any, context: Any, __: bool
     ) -> None:
-        if not statement.startswith(("UPDATE transfers SET", "INSERT INTO transfers")):
-            return
-        values = context.compiled_parameters[0]
+        if statement.startswith(WRITES_TRANSFERS):
+            self._note(connection, context.compiled_parameters[0])
+
+    def _note(self, connection: Any, values: dict[str, Any]) -> None:
         if "state" not in values:
             return
         before = connection.connection.cursor()
