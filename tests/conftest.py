@@ -1,13 +1,22 @@
-"""How tests are dealt out to processes: one demonstration for all that look at it, else one file to one process."""
+"""How tests are dealt out to processes: one demonstration for all that look at it, else one file to one process.
+
+No property test fails because the machine is busy.
+"""
 
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parents[1]
+
+settings.register_profile(
+    "busy", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("busy")
 
 
 class _ByFile(LoadScopeScheduling):  # type: ignore[misc]

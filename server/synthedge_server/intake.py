@@ -131,22 +131,28 @@ class Intake:
 
     def _take_report(self, transaction: Transaction, site: str, signed: pb.SignedStatement) -> None:
         """Take in a gap report that came inside a site's answer to a round, as if it had come alone."""
-        _act_once(transaction, self.verified(site, signed, pb.GapReport), self._registries.accept)
+        # On the writer's connection: the one for questions is the event loop's.
+        verified = self._verified(transaction.connection, site, signed, pb.GapReport)
+        _act_once(transaction, verified, self._registries.accept)
 
     def verified(
         self, site: str, signed: pb.SignedStatement, expected_type: type[M]
     ) -> Verified[M]:
         """Check one statement of a site against its keys on record; raises as `statements.verify`."""
         with self._ledger.reading as connection:
-            public_key = statement_key(connection, site, signed, expected_type)
-            digest = dictionaries.newest(connection).digest
+            return self._verified(connection, site, signed, expected_type)
+
+    def _verified(
+        self, connection: Connection, site: str, signed: pb.SignedStatement, expected_type: type[M]
+    ) -> Verified[M]:
+        digest = dictionaries.newest(connection).digest
         name = type_name(expected_type)
         return verify(
             signed,
             expected_type=expected_type,
             consortium=self._consortium,
             site=site,
-            site_public_key=public_key,
+            site_public_key=statement_key(connection, site, signed, expected_type),
             dictionary_digest=digest if name in _STARTS else None,
             now_ms=self._ledger.clock(),
             limits=self._limits,
