@@ -13,6 +13,7 @@ from server_fixtures import (
     Hospital,
     as_protocol_error,
     counts_of_site,
+    eventually,
     gap_report,
 )
 from synthedge_core.errors import UsageError
@@ -105,6 +106,9 @@ async def test_answers_that_make_no_sense_are_refused(coordinator: Consortium) -
             await north.submit(answer_of(north, asked, **said))
     with pytest.raises(PolicyError, match="was not asked in"):
         await south.submit(answer_of(south, asked, refusal="paused"))
+    # A housekeeping writes down by and by who called.
+    called = select(store.sites.c.site).where(store.sites.c.last_seen_ms.is_not(None))
+    await eventually(lambda: {"site": "north"} in operations.rows(coordinator.folder, called))
     assert closed(coordinator, asked)["north"][0] == "timed out"
 
 

@@ -208,15 +208,16 @@ def _content(path: Path) -> str:
         return "\n".join(line for line in database.iterdump() if "'enrolment request'" not in line)
 
 
-def processes_of(folder: Path) -> list[psutil.Process]:
-    """Running processes whose command line names a folder."""
+def processes_of(folder: Path, *words: str) -> list[psutil.Process]:
+    """Running processes whose command line names a folder, and has all of some words."""
     found = []
     for process in psutil.process_iter():
         try:
             line = process.cmdline()
         except psutil.Error:
             continue
-        if process.pid != os.getpid() and any(str(folder) in word for word in line):
+        is_named = any(str(folder) in word for word in line) and set(words) <= set(line)
+        if process.pid != os.getpid() and is_named:
             found.append(process)
     return found
 

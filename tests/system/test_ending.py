@@ -34,7 +34,7 @@ class RunningDemo:
 
     def running(self, *words: str) -> list[psutil.Process]:
         """Processes of this consortium whose command line has all of these words."""
-        return [p for p in processes_of(self.folder) if set(words) <= set(p.cmdline())]
+        return processes_of(self.folder, *words)
 
     def wait_for_coordinator(self) -> psutil.Process:
         log = self.folder / "logs" / "coordinator.log"
