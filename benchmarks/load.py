@@ -37,7 +37,8 @@ N_SITES: Final = 2_000
 QUICK_SITES: Final = 200
 N_CALLING: Final = 100
 """Sites that call in the measurements; all others only listen."""
-N_REPORTING: Final = 10
+N_DONORS: Final = 10
+"""Sites that published and are asked for rows; away at first, since passing a request on is another call's work."""
 MAX_SITE_KB: Final = 100.0
 MIN_READS: Final = 0.5
 MIN_WRITES: Final = 0.25
@@ -56,11 +57,13 @@ class Scene:
     folder : Path
     consortium : Consortium
     hospitals : sequence of Hospital
-        The first `N_CALLING` call, and have published.
+        The first `N_DONORS` have published, the next `N_CALLING` call.
     """
 
     def __init__(self, folder: Path, consortium: Consortium, hospitals: Sequence[Hospital]) -> None:
-        self.port, self.hospitals = consortium.sites_port, hospitals
+        self.port = consortium.sites_port
+        n_members = N_DONORS + N_CALLING
+        self.donor_sites, self.callers = hospitals[:N_DONORS], hospitals[N_DONORS:n_members]
         self._log = (folder / "coordinator.log").open("wb")
         command = [sys.executable, "-c", "from synthedge_server.cli import main; main()", "serve"]
         self.process = psutil.Popen(
@@ -76,8 +79,10 @@ class Scene:
             load_tls_key(consortium.folder).pem(),
         )
         identities = [identity_of(hospital, consortium) for hospital in hospitals]
-        self.calling = Clients(identities[:N_CALLING])
-        self.listening = Clients(identities[N_CALLING:])
+        self.donors = Clients(identities[:N_DONORS])
+        self.calling = Clients(identities[N_DONORS:n_members])
+        self.listening = Clients(identities[n_members:])
+        self._n_listening = len(identities) - n_members
 
     def site_kb(self) -> float:
         """Connect every site that only listens; return what one costs the coordinator, in kB (PSS)."""
@@ -85,7 +90,7 @@ class Scene:
         self.calling.follow(self.port)
         before = self._pss()
         n_open = self.listening.follow(self.port)
-        if n_open != len(self.hospitals) - N_CALLING:
+        if n_open != self._n_listening:
             raise RuntimeError(f"only {n_open} inboxes are open")
         return (self._pss() - before) / n_open / 1000
 
@@ -93,7 +98,7 @@ class Scene:
         return int(self.process.memory_full_info().pss)
 
     def share(
-        self, name: str, plan: Callable[[], list[Call]], rounds: int, bar: float
+        self, name: str, plan: Callable[[], list[Call]], rounds: int, bar: float | None
     ) -> list[Bar]:
         """Throughput of some calls as a share of the rival's: the median of rounds, in turns."""
         shares, rates, timings, cpu = [], [], [], []
@@ -164,7 +169,7 @@ class Scene:
 
     def close(self) -> None:
         """End every process."""
-        for part in (self.calling, self.listening, self.echo):
+        for part in (self.donors, self.calling, self.listening, self.echo):
             part.close()
         self.process.kill()
         self.process.wait()
@@ -192,11 +197,11 @@ def _reads(scene: Scene, n: int) -> list[Call]:
 
 
 def _writes(scene: Scene, n: int) -> list[Call]:
-    """Signed requests of sites to their neighbours, and then the endings of all of them."""
+    """Signed requests of sites to donors, and then the endings of all of them."""
     requests, endings = [], []
     for i in range(n // 2):
-        asking = scene.hospitals[i % N_CALLING]
-        request = request_of(asking, scene.hospitals[(i + 1) % N_CALLING % N_REPORTING].name)
+        asking = scene.callers[i % N_CALLING]
+        request = request_of(asking, scene.donor_sites[i % N_DONORS].name)
         identifier = transfer_id(request.SerializeToString(deterministic=True))
         ending = pb.Ending(transfer_id=identifier, state="CANCELLED", reason="measured")
         requests.append(_submission(i % N_CALLING, asking.sign_as_steward(request)))
@@ -208,7 +213,7 @@ def _reports(scene: Scene, n: int) -> list[Call]:
     """New releases of gap reports."""
     calls = []
     for i in range(n):
-        hospital = scene.hospitals[i % N_CALLING]
+        hospital = scene.callers[i % N_CALLING]
         signed = hospital.sign_as_steward(gap_report(*counts_of_site(i % N_CALLING)))
         calls.append(_submission(i % N_CALLING, signed))
     return calls
@@ -221,7 +226,11 @@ def _submission(site: int, signed: pb.SignedStatement) -> Call:
 async def _prepared(folder: Path, n_sites: int) -> tuple[Consortium, list[Hospital]]:
     ports = [_free_port(), _free_port()]
     return await enrolled(
-        folder / "coordinator", ports, n_sites=n_sites, n_members=N_CALLING, n_reporting=N_REPORTING
+        folder / "coordinator",
+        ports,
+        n_sites=n_sites,
+        n_members=N_DONORS + N_CALLING,
+        n_reporting=N_DONORS,
     )
 
 
@@ -240,7 +249,7 @@ def measure(*, quick: bool) -> list[Bar]:
         consortium, hospitals = asyncio.run(_prepared(folder, n_sites))
         scene = Scene(folder, consortium, hospitals)
         try:
-            return [
+            bars = [
                 Bar(
                     f"kB of the coordinator's memory an idle site, {n_sites} sites",
                     scene.site_kb(),
@@ -250,6 +259,12 @@ def measure(*, quick: bool) -> list[Bar]:
                 *scene.share(
                     "durable writes", lambda: _writes(scene, n_writes), rounds, MIN_WRITES
                 ),
+            ]
+            scene.donors.follow(scene.port)
+            passed_on = "durable writes, each passed on to an open stream"
+            return [
+                *bars,
+                *scene.share(passed_on, lambda: _writes(scene, n_writes), rounds, None),
                 *scene.all_at_once(rate=n_sites * 0.15, seconds=5 if quick else 20),
             ]
         finally:
