@@ -145,15 +145,14 @@ class Intake:
     def _verified(
         self, connection: Connection, site: str, signed: pb.SignedStatement, expected_type: type[M]
     ) -> Verified[M]:
-        digest = dictionaries.newest(connection).digest
-        name = type_name(expected_type)
+        starts = type_name(expected_type) in _STARTS
         return verify(
             signed,
             expected_type=expected_type,
             consortium=self._consortium,
             site=site,
             site_public_key=statement_key(connection, site, signed, expected_type),
-            dictionary_digest=digest if name in _STARTS else None,
+            dictionary_digest=dictionaries.newest(connection).digest if starts else None,
             now_ms=self._ledger.clock(),
             limits=self._limits,
         )

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 
 from synthedge_core.errors import RefusedError, UsageError
 from synthedge_protocols.errors import (
@@ -194,19 +194,28 @@ class Watch:
         self._ledger = ledger
         self._house = house
         self._broker = broker
+        self._noted: dict[str, int] = {}
 
     async def note(self) -> None:
         """Write down who called this process."""
         seen, table = self._ledger.seen, store.sites
+        due = {
+            site: at_ms
+            for site, at_ms in seen.items()
+            if at_ms - self._noted.get(site, 0) > _SEEN_EVERY_MS
+        }
+        if not due:
+            return
         with self._ledger.engine.connect() as connection:
             rows = connection.execute(select(table.c.site, table.c.last_seen_ms)).all()
         fresh = {
-            row.site: seen[row.site]
+            row.site: due[row.site]
             for row in rows
-            if row.site in seen and seen[row.site] - (row.last_seen_ms or 0) > _SEEN_EVERY_MS
+            if row.site in due and due[row.site] - (row.last_seen_ms or 0) > _SEEN_EVERY_MS
         }
         if fresh:
             await self._ledger.write(lambda t: _note_seen(t, fresh))
+        self._noted |= due
 
     async def look(self, silent_h: float) -> None:
         """Let sites fall silent or return.
@@ -216,14 +225,13 @@ class Watch:
         silent_h : float
             Hours without a call after which a site is silent.
         """
-        now = self._ledger.clock()
+        now, sites = self._ledger.clock(), store.sites.c
+        # The few that may change; all others would be read twice a second.
+        looks_late = func.coalesce(sites.last_seen_ms, 0) < now - silent_h * _MS_PER_HOUR
         with self._ledger.engine.connect() as connection:
             rows = connection.execute(
-                select(
-                    store.sites.c.site,
-                    store.sites.c.state,
-                    store.sites.c.last_seen_ms,
-                    store.sites.c.enrolled_at_ms,
+                select(sites.site, sites.state, sites.last_seen_ms, sites.enrolled_at_ms).where(
+                    looks_late | (sites.state == Standing.SILENT.value)
                 )
             ).all()
         seen = self._ledger.seen
