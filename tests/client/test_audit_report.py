@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest_asyncio
 from rich.console import Console
 
 from enrolled import exchange
+from real_browser import real_browser
 from sites import MALE_HIGH, steward, transfer_at
 from synthedge_client import store
 from synthedge_client.asking import request
@@ -163,17 +163,9 @@ def test_forms_exclude_each_other_and_no_file_is_overwritten(tmp_path: Path) -> 
 async def test_a_browser_shows_the_page_light_and_dark_wide_and_narrow_and_asks_for_nothing(
     busy: list[Site], tmp_path: Path
 ) -> None:
-    playwright = pytest.importorskip("playwright.async_api")
-    browser_path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser_path is None:
-        pytest.skip("no chromium on this machine; install it to test the report in a browser")
     page_file = tmp_path / "report.html"
     write(collect(busy[0]), "html", page_file)
-    async with playwright.async_playwright() as driver:
-        browser = await driver.chromium.launch(
-            executable_path=browser_path,
-            args=["--no-sandbox", "--disable-background-networking", "--no-first-run"],
-        )
+    async with real_browser() as browser:
         grounds = set()
         for scheme, width in (("light", 1280), ("dark", 390)):
             page: Any = await browser.new_page(
@@ -193,4 +185,3 @@ async def test_a_browser_shows_the_page_light_and_dark_wide_and_narrow_and_asks_
             await page.emulate_media(media="print")
             assert await page.evaluate("document.querySelectorAll('h2').length") > 8
         assert len(grounds) == 2
-        await browser.close()

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from real_browser import real_browser
 from server_fixtures import Consortium
 from synthedge_server.web import create_app, operator_token
 
@@ -104,17 +104,9 @@ def console_url(reported: Consortium) -> Iterator[str]:
 async def test_a_browser_shows_every_page_wide_and_narrow_and_asks_nobody_else(
     reported: Consortium, console_url: str
 ) -> None:
-    playwright = pytest.importorskip("playwright.async_api")
-    browser_path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser_path is None:
-        pytest.skip("no chromium on this machine; install it to test the console in a browser")
     asked: list[str] = []
     said: list[str] = []
-    async with playwright.async_playwright() as driver:
-        browser = await driver.chromium.launch(
-            executable_path=browser_path,
-            args=["--no-sandbox", "--disable-background-networking", "--no-first-run"],
-        )
+    async with real_browser() as browser:
         for scheme, width in (("light", 1280), ("dark", 390)):
             page: Any = await browser.new_page(
                 color_scheme=scheme, viewport={"width": width, "height": 800}
@@ -140,6 +132,5 @@ async def test_a_browser_shows_every_page_wide_and_narrow_and_asks_nobody_else(
             box = await page.locator("svg").bounding_box()
             assert box is not None
             assert box["width"] <= width
-        await browser.close()
     assert all(url.startswith(console_url) for url in asked)
     assert not [text for text in said if "403" not in text and "[DOM]" not in text]

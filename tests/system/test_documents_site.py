@@ -1,13 +1,14 @@
 """The documents as a site: built strictly, and read in a browser on a network that leads nowhere."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from real_browser import real_browser
 
 ROOT = Path(__file__).parents[2]
 # The code, not the tables, may be wider than a telephone; those scroll in their frame.
@@ -36,17 +37,9 @@ async def test_every_page_is_read_light_and_dark_wide_and_narrow_and_asks_nobody
     pages: list[Path],
 ) -> None:
     assert len(pages) > 20
-    playwright = pytest.importorskip("playwright.async_api")
-    browser_path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser_path is None:
-        pytest.skip("no chromium on this machine; install it to read the documents in a browser")
     asked: list[str] = []
     grounds = set()
-    async with playwright.async_playwright() as driver:
-        browser = await driver.chromium.launch(
-            executable_path=browser_path,
-            args=["--no-sandbox", "--disable-background-networking", "--no-first-run"],
-        )
+    async with real_browser() as browser:
         for scheme, width in (("light", 1280), ("dark", 390)):
             page: Any = await browser.new_page(
                 color_scheme=scheme, viewport={"width": width, "height": 800}
@@ -57,6 +50,5 @@ async def test_every_page_is_read_light_and_dark_wide_and_narrow_and_asks_nobody
                 assert await page.locator("article h1").count(), path
                 assert not await page.evaluate(TOO_WIDE), path
             grounds.add(await page.evaluate("getComputedStyle(document.body).backgroundColor"))
-        await browser.close()
     assert len(grounds) == 2
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
