@@ -29,7 +29,6 @@ from sqlalchemy import (
     insert,
     select,
 )
-from sqlalchemy.sql.compiler import Compiled
 
 from synthedge_protocols.checkpoints import Checkpoint
 from synthedge_protocols.errors import MalformedError, VerificationError
@@ -40,6 +39,7 @@ from synthedge_protocols.merkle import (
     inclusion_proof,
     leaf_hash,
 )
+from synthedge_protocols.prepared import Prepared
 
 __all__ = ["Entry", "EventLog", "leaf_of"]
 
@@ -109,7 +109,9 @@ class EventLog:
         # Every leaf is salted: the same last leaf means the same log up to there. So this may be kept across
         # transactions that fail, other processes that write, and more than one database.
         self._tip: tuple[bytes, Frontier] | None = None
-        self._inserts: dict[str, Compiled] = {}
+        columns = self.table.c
+        self._insert = Prepared(insert(self.table))
+        self._last = Prepared(select(columns.subtrees).order_by(columns.id.desc()).limit(1))
 
     def append(self, connection: Connection, at_ms: int, **texts: str) -> None:
         """Write one entry.
@@ -128,8 +130,14 @@ class EventLog:
         salt = secrets.token_bytes(_SALT_BYTES)
         leaf = leaf_of(_canonical({"id": number, "at_ms": at_ms, **texts}), salt)
         grown, completed = frontier.append(leaf)
-        row = {"id": number, "at_ms": at_ms, **texts, "salt": salt, "subtrees": b"".join(completed)}
-        self._write(connection, row)
+        self._insert.run(
+            connection,
+            id=number,
+            at_ms=at_ms,
+            **texts,
+            salt=salt,
+            subtrees=b"".join(completed),
+        )
         self._tip = (leaf, grown)
 
     def size(self, connection: Connection) -> int:
@@ -209,26 +217,11 @@ class EventLog:
             raise MalformedError(f"the log has {now} entries, not {size}")
         return size
 
-    def _write(self, connection: Connection, row: dict[str, Any]) -> None:
-        # Past SQLAlchemy, as `_frontier_now`: an entry is in every transaction of the product.
-        dialect = connection.dialect
-        if dialect.name not in self._inserts:
-            self._inserts[dialect.name] = insert(self.table).compile(dialect=dialect)
-        compiled = self._inserts[dialect.name]
-        order = getattr(compiled, "positiontup", None)
-        cursor = connection.connection.cursor()
-        cursor.execute(str(compiled), row if order is None else [row[name] for name in order])
-        cursor.close()
-
     def _frontier_now(self, connection: Connection) -> Frontier:
-        # Past SQLAlchemy: a compiled query would be half of what an entry costs.
-        cursor = connection.connection.cursor()
-        cursor.execute("SELECT subtrees FROM events ORDER BY id DESC LIMIT 1")
-        last = cursor.fetchone()
-        cursor.close()
+        last = self._last.one(connection)
         if last is None:
             return EMPTY_FRONTIER
-        if self._tip is not None and self._tip[0] == last[0][:_HASH_BYTES]:
+        if self._tip is not None and self._tip[0] == last.subtrees[:_HASH_BYTES]:
             return self._tip[1]
         return self._frontier(connection, self.size(connection))
 

@@ -154,7 +154,9 @@ class Writer:
         self._enqueue(_Work(function, future))
         return future
 
-    async def write(self, function: Callable[[Connection], T]) -> T:
+    async def write(
+        self, function: Callable[[Connection], T], committed: Callable[[], None] = lambda: None
+    ) -> T:
         """Do what `submit` does, for callers on an event loop.
 
         The loop is woken once a transaction instead of once a change: with 64 callers that is a
@@ -164,6 +166,9 @@ class Writer:
         ----------
         function : callable
             As `submit`'s.
+        committed : callable
+            Called on the loop once the function's change is durable, whether or not the caller still waits;
+            must not raise.
 
         Returns
         -------
@@ -177,7 +182,7 @@ class Writer:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._enqueue(_Work(function, future, loop))
+        self._enqueue(_Work(function, future, loop, committed))
         return await future
 
     def _enqueue(self, work: "_Work[Any]") -> None:
@@ -246,8 +251,10 @@ class _Work(Generic[T]):
         function: Callable[[Connection], T],
         future: Future[T] | asyncio.Future[T],
         loop: asyncio.AbstractEventLoop | None = None,
+        committed: Callable[[], None] = lambda: None,
     ) -> None:
         self.loop = loop
+        self._committed: Callable[[], None] | None = committed
         self._future = future
         self._function = function
         self._outcome: Callable[[], None] = lambda: None
@@ -273,10 +280,13 @@ class _Work(Generic[T]):
 
     def fail(self, error: BaseException) -> None:
         """Note what was raised instead of a result."""
+        self._committed = None
         self._outcome = partial(self._future.set_exception, error)
 
     def settle(self) -> None:
         """Tell the future, if somebody still waits; call after the commit, on the loop if it has one."""
+        if self._committed is not None:
+            self._committed()
         if not self._future.done():
             self._outcome()
 

@@ -59,8 +59,6 @@ _EXPIRES_AFTER: Final = {
 _UNFINISHED: Final = Prepared(
     select(func.count().label("n")).where(
         store.transfers.c.recipient == bindparam("of_recipient"),
-        # True of them all, and the one of these conditions that an index answers.
-        store.transfers.c.expires_at_ms > 0,
         or_(*(store.transfers.c.state == state.value for state in _EXPIRES_AFTER)),
     )
 )

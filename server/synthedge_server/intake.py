@@ -33,12 +33,14 @@ from synthedge_server.standing import OwnWill, refuse_if_closed
 from synthedge_server.withdrawals import Withdrawals
 
 M = TypeVar("M", bound=Message)
+Handler = Callable[[Transaction, Verified[Any]], None]
 # What starts something new is made under the current dictionary; the rest finishes under its transfer's.
 _STARTS = ("gap-report", "transfer-request")
 _EARLIER: Final = Prepared(
     select(store.statements.c.received_at_ms).where(
         store.statements.c.digest == bindparam("of_digest"),
         store.statements.c.site == bindparam("of_site"),
+        store.statements.c.type == bindparam("of_type"),
     )
 )
 _KEEP: Final = Prepared(insert(store.statements))
@@ -75,7 +77,7 @@ class Intake:
         self._limits = limits
         self._registries = registries
         withdrawals = Withdrawals(broker, registries, limits)
-        self._handlers: dict[str, Callable[[Transaction, Verified[Any]], None]] = {
+        self._handlers: dict[str, Handler] = {
             "dictionary-acceptance": dictionaries.accept,
             "gap-report": registries.accept,
             "discovery-answer": partial(note_answer, take_report=self._take_report),
@@ -120,31 +122,57 @@ class Intake:
         handler = self._handlers.get(statement.type)
         if handler is None:
             raise PolicyError(f"a '{statement.type}' is not taken in on its own")
-        with self._ledger.reading as connection:
-            receipt = _earlier_receipt(connection, site, hashlib.sha256(signed.statement).digest())
-            if receipt is not None:
-                # Before anything is judged: a certificate that expired since must not turn a repeated
-                # question into a refusal.
-                return receipt
-        verified = self.verified(site, signed, STATEMENT_TYPES[statement.type].message)
-        return await self._ledger.write(lambda t: _act_once(t, verified, handler))
+        message = STATEMENT_TYPES[statement.type].message
+        return await self._ledger.write(lambda t: self._take_in(t, site, signed, message, handler))
 
     def _take_report(self, transaction: Transaction, site: str, signed: pb.SignedStatement) -> None:
         """Take in a gap report that came inside a site's answer to a round, as if it had come alone."""
-        # On the writer's connection: the one for questions is the event loop's.
-        verified = self._verified(transaction.connection, site, signed, pb.GapReport)
-        _act_once(transaction, verified, self._registries.accept)
+        self._take_in(transaction, site, signed, pb.GapReport, self._registries.accept)
+
+    def _take_in(
+        self,
+        transaction: Transaction,
+        site: str,
+        signed: pb.SignedStatement,
+        expected_type: type[Message],
+        handler: Handler,
+    ) -> wire.SubmitReceipt:
+        # In the transaction of the change: what a statement is judged by cannot change before it acts.
+        connection, digest = transaction.connection, hashlib.sha256(signed.statement).digest()
+        earlier = _EARLIER.one(
+            connection, of_digest=digest, of_site=site, of_type=type_name(expected_type)
+        )
+        if earlier is not None:
+            # Before anything is judged: a certificate that expired since must not turn a repeated question into a
+            # refusal.
+            return wire.SubmitReceipt(
+                statement_digest=digest, received_at_ms=earlier.received_at_ms
+            )
+        verified = self.verified(connection, site, signed, expected_type)
+        refuse_if_closed(connection, site, verified.type)
+        if verified.type in _STARTS:
+            dictionaries.require_acceptance(connection, site, verified.dictionary_digest)
+        handler(transaction, verified)
+        _KEEP.run(
+            connection,
+            digest=digest,
+            site=site,
+            type=verified.type,
+            received_at_ms=transaction.now_ms,
+            transfer_id=_transfer_of(verified),
+        )
+        signer = f"{verified.signer.kind} {verified.signer.name}"
+        transaction.record(site, f"{verified.type}-accepted", digest.hex(), signer)
+        return wire.SubmitReceipt(statement_digest=digest, received_at_ms=transaction.now_ms)
 
     def verified(
-        self, site: str, signed: pb.SignedStatement, expected_type: type[M]
+        self,
+        connection: Connection,
+        site: str,
+        signed: pb.SignedStatement,
+        expected_type: type[M],
     ) -> Verified[M]:
         """Check one statement of a site against its keys on record; raises as `statements.verify`."""
-        with self._ledger.reading as connection:
-            return self._verified(connection, site, signed, expected_type)
-
-    def _verified(
-        self, connection: Connection, site: str, signed: pb.SignedStatement, expected_type: type[M]
-    ) -> Verified[M]:
         starts = type_name(expected_type) in _STARTS
         return verify(
             signed,
@@ -166,42 +194,8 @@ class Intake:
         )
 
 
-def _act_once(
-    transaction: Transaction,
-    verified: Verified[Any],
-    handler: Callable[[Transaction, Verified[Any]], None],
-) -> wire.SubmitReceipt:
-    earlier = _earlier_receipt(transaction.connection, verified.site, verified.digest)
-    if earlier is not None:
-        return earlier
-    refuse_if_closed(transaction.connection, verified.site, verified.type)
-    if verified.type in _STARTS:
-        dictionaries.require_acceptance(
-            transaction.connection, verified.site, verified.dictionary_digest
-        )
-    handler(transaction, verified)
-    _KEEP.run(
-        transaction.connection,
-        digest=verified.digest,
-        site=verified.site,
-        type=verified.type,
-        received_at_ms=transaction.now_ms,
-        transfer_id=_transfer_of(verified),
-    )
-    signer = f"{verified.signer.kind} {verified.signer.name}"
-    transaction.record(verified.site, f"{verified.type}-accepted", verified.digest.hex(), signer)
-    return wire.SubmitReceipt(statement_digest=verified.digest, received_at_ms=transaction.now_ms)
-
-
 def _transfer_of(verified: Verified[Any]) -> bytes | None:
     """Which transfer a statement is about, if it is about one."""
     if isinstance(verified.payload, pb.TransferRequest):
         return transfer_id(verified.payload_bytes)
     return getattr(verified.payload, "transfer_id", None)
-
-
-def _earlier_receipt(connection: Connection, site: str, digest: bytes) -> wire.SubmitReceipt | None:
-    earlier = _EARLIER.one(connection, of_digest=digest, of_site=site)
-    if earlier is None:
-        return None
-    return wire.SubmitReceipt(statement_digest=digest, received_at_ms=earlier.received_at_ms)

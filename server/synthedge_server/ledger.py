@@ -155,7 +155,7 @@ class Ledger:
     writer : Writer
         For every change.
     spool : Spool
-        Loses what a change discards. Should the process die in between, the next sweep does it.
+        Loses what a change discards. Should process or caller go away in between, the next sweep does it.
     clock : callable
         Milliseconds since the Unix epoch; tests pass their own.
     """
@@ -191,10 +191,6 @@ class Ledger:
         object
             What `change` returned.
         """
-        # Shielded: a caller that goes away must not keep others from hearing of a committed change.
-        return await asyncio.shield(asyncio.ensure_future(self._commit(change)))
-
-    async def _commit(self, change: Callable[[Transaction], T]) -> T:
         transactions: list[Transaction] = []
 
         def apply(connection: Connection) -> T:
@@ -205,11 +201,13 @@ class Ledger:
             transactions[0].announce(self._name)
             return changed
 
-        result = await self._writer.write(apply)
-        (transaction,) = transactions
-        for site in transaction.woken:
-            self.wake(site)
-        for key in transaction.discarded:
+        def spread() -> None:
+            for site in transactions[0].woken:
+                self.wake(site)
+
+        # A caller that goes away does not keep others from hearing of a committed change.
+        result = await self._writer.write(apply, spread)
+        for key in transactions[0].discarded:
             await asyncio.to_thread(self.spool.delete, key)
         return result
 

@@ -1,6 +1,7 @@
 """Memory given back: what the C library keeps of what was freed, and pages of code that only starting needed."""
 
 import ctypes
+import gc
 import sys
 from pathlib import Path
 from typing import Final
@@ -24,8 +25,11 @@ def give_back() -> None:
     """Let go of what only starting needed: free heap, and pages of program files, which the kernel reads again at need.
 
     A page of code that was run once counts as this process's memory until the kernel is short of it. Does nothing but
-    on Linux.
+    on Linux, apart from one thing: what starting made for good is not looked at again by the collector of cycles,
+    which stopped all calls for some 40 ms each time.
     """
+    gc.collect()
+    gc.freeze()
     if sys.platform != "linux":
         return
     library = ctypes.CDLL(None)

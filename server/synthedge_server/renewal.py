@@ -88,10 +88,10 @@ class Renewal:
         claimed = read_unverified(request.request, limits=self._limits).signer_site
         if site not in (None, claimed):
             raise IdentityError(f"site '{site}' handed in a renewal of site '{claimed}'")
-        verified = self._intake.verified(claimed, request.request, pb.Renewal)
-        csr = verified.payload.certificate_request
-        digest = tls_key_digest(requested_key(csr))
         with self._ledger.reading as connection:
+            verified = self._intake.verified(connection, claimed, request.request, pb.Renewal)
+            csr = verified.payload.certificate_request
+            digest = tls_key_digest(requested_key(csr))
             _check(_row(connection, claimed), digest, self._ledger.clock())
         certificate = await certify_site(self._folder, claimed, csr)
         await self._ledger.write(lambda t: _note(t, claimed, digest, certificate))

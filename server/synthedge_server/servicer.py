@@ -20,7 +20,7 @@ from synthedge_server.directory import KeyDirectory
 from synthedge_server.divergence import compare
 from synthedge_server.inbox import messages_after
 from synthedge_server.intake import Intake
-from synthedge_server.ledger import Ledger
+from synthedge_server.ledger import Ledger, Transaction
 from synthedge_server.log_heads import LogHeads
 from synthedge_server.releases import received_releases
 from synthedge_server.renewal import Renewal
@@ -172,14 +172,19 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
         """Hand out the sealed key after a last look at who was suspended."""
         site = self._callers.calling(context)
         try:
-            verified = self._intake.verified(site, request.request, pb.ReleaseRequest)
-            if verified.payload.transfer_id != request.transfer_id:
-                raise VerificationError("the key request was signed for another transfer")
-            shipment = await self._ledger.write(lambda t: self._broker.release_key(t, verified))
+            shipment = await self._ledger.write(lambda t: self._release(t, site, request))
         except ProtocolError as error:
             await self._intake.note_refusal(site, error)
             raise
         return pb.SignedStatement.FromString(shipment)
+
+    def _release(self, transaction: Transaction, site: str, request: wire.KeyRequest) -> bytes:
+        verified = self._intake.verified(
+            transaction.connection, site, request.request, pb.ReleaseRequest
+        )
+        if verified.payload.transfer_id != request.transfer_id:
+            raise VerificationError("the key request was signed for another transfer")
+        return self._broker.release_key(transaction, verified)
 
     async def Renew(self, request: wire.RenewRequest, context: Context) -> wire.RenewResponse:
         """Certify the calling site's TLS key anew."""

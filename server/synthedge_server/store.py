@@ -34,7 +34,7 @@ from synthedge_protocols.writer import sqlite_engine
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.settings import Settings
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 METADATA: Final = MetaData()
 # In the order of its bytes wherever it is kept, as SQLite has it, and not of some language.
 Text: Final = AnyText().with_variant(AnyText(collation="C"), "postgresql")
@@ -211,6 +211,7 @@ transfers: Final = Table(
     Column("requested_at_ms", BigInteger, nullable=False),
 )
 Index("transfers_by_expiry", transfers.c.expires_at_ms)
+Index("transfers_by_recipient", transfers.c.recipient, transfers.c.state)
 
 # Notices of donors; `statement` is the sealed notice until its receipt is here. `is_noted`: the audit tells it is
 # overdue. Nothing but a receipt ends one.

@@ -1,11 +1,13 @@
 CREATE TABLE schema_version (version INTEGER NOT NULL PRIMARY KEY);
-INSERT INTO schema_version VALUES (3);
+INSERT INTO schema_version VALUES (5);
 CREATE TABLE dictionaries ( digest BYTEA NOT NULL, version INTEGER NOT NULL, toml TEXT COLLATE "C" NOT NULL, set_at_ms BIGINT NOT NULL, PRIMARY KEY (digest), UNIQUE (version) );
 INSERT INTO dictionaries VALUES ('\x0102', 1, 'north', 1);
 CREATE TABLE events ( id INTEGER NOT NULL, at_ms BIGINT NOT NULL, actor TEXT NOT NULL, action TEXT NOT NULL, subject TEXT NOT NULL, detail TEXT NOT NULL, salt BYTEA NOT NULL, subtrees BYTEA NOT NULL, PRIMARY KEY (id) );
 INSERT INTO events VALUES (1, 1, 'north', 'north', 'north', 'north', '\x0102', '\x0102');
 CREATE TABLE leases ( lease TEXT COLLATE "C" NOT NULL, epoch BIGINT NOT NULL, holder TEXT COLLATE "C" NOT NULL, until_ms BIGINT NOT NULL, PRIMARY KEY (lease) );
 INSERT INTO leases VALUES ('north', 1, 'north', 1);
+CREATE TABLE rounds ( round_id BYTEA NOT NULL, engine TEXT COLLATE "C" NOT NULL, dictionary_digest BYTEA NOT NULL, opened_at_ms BIGINT NOT NULL, deadline_ms BIGINT NOT NULL, PRIMARY KEY (round_id) );
+INSERT INTO rounds VALUES ('\x0102', 'north', '\x0102', 1, 1);
 CREATE TABLE sites ( site TEXT COLLATE "C" NOT NULL, state TEXT COLLATE "C" NOT NULL, statement_public_key BYTEA NOT NULL, hpke_key_id BYTEA NOT NULL, tls_key_digest BYTEA NOT NULL, last_sequence BIGINT NOT NULL, enrolled_at_ms BIGINT NOT NULL, last_seen_ms BIGINT, reason TEXT COLLATE "C", certified_at_ms BIGINT NOT NULL, PRIMARY KEY (site) );
 INSERT INTO sites VALUES ('north', 'north', '\x0102', '\x0102', '\x0102', 1, 1, 1, 'north', 1);
 CREATE TABLE statements ( digest BYTEA NOT NULL, site TEXT COLLATE "C" NOT NULL, type TEXT COLLATE "C" NOT NULL, received_at_ms BIGINT NOT NULL, transfer_id BYTEA, PRIMARY KEY (digest) );
@@ -17,8 +19,12 @@ CREATE TABLE tokens ( secret_digest BYTEA NOT NULL, site TEXT COLLATE "C" NOT NU
 INSERT INTO tokens VALUES ('\x0102', 'north', 1, 1, 1, '\x0102', '\x0102');
 CREATE TABLE acceptances ( site TEXT COLLATE "C" NOT NULL, digest BYTEA NOT NULL, steward TEXT COLLATE "C" NOT NULL, statement BYTEA NOT NULL, accepted_at_ms BIGINT NOT NULL, PRIMARY KEY (site, digest), FOREIGN KEY(site) REFERENCES sites (site), FOREIGN KEY(digest) REFERENCES dictionaries (digest) );
 INSERT INTO acceptances VALUES ('north', '\x0102', 'north', '\x0102', 1);
+CREATE TABLE challenges ( site TEXT COLLATE "C" NOT NULL, challenge BYTEA NOT NULL, PRIMARY KEY (site), FOREIGN KEY(site) REFERENCES sites (site) );
+INSERT INTO challenges VALUES ('north', '\x0102');
 CREATE TABLE divergences ( divergence SERIAL NOT NULL, site TEXT COLLATE "C" NOT NULL, found_at_ms BIGINT NOT NULL, reason TEXT COLLATE "C" NOT NULL, inbox_after BIGINT NOT NULL, transfers TEXT COLLATE "C" NOT NULL, recovered_at_ms BIGINT, PRIMARY KEY (divergence), FOREIGN KEY(site) REFERENCES sites (site) );
 INSERT INTO divergences VALUES (1, 'north', 1, 'north', 1, 'north', 1);
+CREATE TABLE flower_nodes ( site TEXT COLLATE "C" NOT NULL, public_key BYTEA NOT NULL, statement BYTEA NOT NULL, announced_at_ms BIGINT NOT NULL, PRIMARY KEY (site), FOREIGN KEY(site) REFERENCES sites (site), UNIQUE (public_key) );
+INSERT INTO flower_nodes VALUES ('north', '\x0102', '\x0102', 1);
 CREATE TABLE inbox ( site TEXT COLLATE "C" NOT NULL, sequence BIGINT NOT NULL, kind TEXT COLLATE "C" NOT NULL, message BYTEA NOT NULL, posted_at_ms BIGINT NOT NULL, PRIMARY KEY (site, sequence), FOREIGN KEY(site) REFERENCES sites (site) );
 INSERT INTO inbox VALUES ('north', 1, 'north', '\x0102', 1);
 CREATE TABLE keys ( key_id BYTEA NOT NULL, site TEXT COLLATE "C" NOT NULL, statement BYTEA NOT NULL, registered_at_ms BIGINT NOT NULL, PRIMARY KEY (key_id), FOREIGN KEY(site) REFERENCES sites (site) );
@@ -29,6 +35,8 @@ CREATE TABLE reports ( site TEXT COLLATE "C" NOT NULL, dictionary_digest BYTEA N
 INSERT INTO reports VALUES ('north', '\x0102', '\x0102', '\x0102', 1.5, 1, true);
 CREATE TABLE rotations ( site TEXT COLLATE "C" NOT NULL, step INTEGER NOT NULL, old_key_id BYTEA NOT NULL, old_public_key BYTEA NOT NULL, statement BYTEA NOT NULL, rotated_at_ms BIGINT NOT NULL, PRIMARY KEY (site, step), FOREIGN KEY(site) REFERENCES sites (site) );
 INSERT INTO rotations VALUES ('north', 1, '\x0102', '\x0102', '\x0102', 1);
+CREATE TABLE round_answers ( round_id BYTEA NOT NULL, site TEXT COLLATE "C" NOT NULL, outcome TEXT COLLATE "C" NOT NULL, reason TEXT COLLATE "C" NOT NULL, answered_at_ms BIGINT, PRIMARY KEY (round_id, site), FOREIGN KEY(round_id) REFERENCES rounds (round_id), FOREIGN KEY(site) REFERENCES sites (site) );
+INSERT INTO round_answers VALUES ('\x0102', 'north', 'north', 'north', 1);
 CREATE TABLE site_heads ( site TEXT COLLATE "C" NOT NULL, size BIGINT NOT NULL, note TEXT COLLATE "C" NOT NULL, coordinator_size BIGINT NOT NULL, seen_at_ms BIGINT NOT NULL, PRIMARY KEY (site, size), FOREIGN KEY(site) REFERENCES sites (site) );
 INSERT INTO site_heads VALUES ('north', 1, 'north', 1, 1);
 CREATE TABLE transfers ( transfer_id BYTEA NOT NULL, recipient TEXT COLLATE "C" NOT NULL, donor TEXT COLLATE "C" NOT NULL, dictionary_digest BYTEA NOT NULL, grid TEXT COLLATE "C" NOT NULL, voxel TEXT COLLATE "C" NOT NULL, rows INTEGER NOT NULL, purpose TEXT COLLATE "C" NOT NULL, request_digest BYTEA NOT NULL, request BYTEA NOT NULL, recipient_key_id BYTEA NOT NULL, donor_key_id BYTEA NOT NULL, state TEXT COLLATE "C" NOT NULL, since_ms BIGINT NOT NULL, expires_at_ms BIGINT, reason TEXT COLLATE "C" NOT NULL, requested_at_ms BIGINT NOT NULL, PRIMARY KEY (transfer_id), FOREIGN KEY(recipient) REFERENCES sites (site), FOREIGN KEY(donor) REFERENCES sites (site) );

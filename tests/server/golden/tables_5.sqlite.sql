@@ -1,11 +1,13 @@
 CREATE TABLE schema_version (version INTEGER NOT NULL PRIMARY KEY);
-INSERT INTO schema_version VALUES (3);
+INSERT INTO schema_version VALUES (5);
 CREATE TABLE dictionaries ( digest BLOB NOT NULL, version INTEGER NOT NULL, toml TEXT NOT NULL, set_at_ms BIGINT NOT NULL, PRIMARY KEY (digest), UNIQUE (version) );
 INSERT INTO dictionaries VALUES (X'0102', 1, 'north', 1);
 CREATE TABLE events ( id INTEGER NOT NULL, at_ms BIGINT NOT NULL, actor TEXT NOT NULL, action TEXT NOT NULL, subject TEXT NOT NULL, detail TEXT NOT NULL, salt BLOB NOT NULL, subtrees BLOB NOT NULL, PRIMARY KEY (id) );
 INSERT INTO events VALUES (1, 1, 'north', 'north', 'north', 'north', X'0102', X'0102');
 CREATE TABLE leases ( lease TEXT NOT NULL, epoch BIGINT NOT NULL, holder TEXT NOT NULL, until_ms BIGINT NOT NULL, PRIMARY KEY (lease) );
 INSERT INTO leases VALUES ('north', 1, 'north', 1);
+CREATE TABLE rounds ( round_id BLOB NOT NULL, engine TEXT NOT NULL, dictionary_digest BLOB NOT NULL, opened_at_ms BIGINT NOT NULL, deadline_ms BIGINT NOT NULL, PRIMARY KEY (round_id) );
+INSERT INTO rounds VALUES (X'0102', 'north', X'0102', 1, 1);
 CREATE TABLE sites ( site TEXT NOT NULL, state TEXT NOT NULL, statement_public_key BLOB NOT NULL, hpke_key_id BLOB NOT NULL, tls_key_digest BLOB NOT NULL, last_sequence BIGINT NOT NULL, enrolled_at_ms BIGINT NOT NULL, last_seen_ms BIGINT, reason TEXT, certified_at_ms BIGINT NOT NULL, PRIMARY KEY (site) );
 INSERT INTO sites VALUES ('north', 'north', X'0102', X'0102', X'0102', 1, 1, 1, 'north', 1);
 CREATE TABLE statements ( digest BLOB NOT NULL, site TEXT NOT NULL, type TEXT NOT NULL, received_at_ms BIGINT NOT NULL, transfer_id BLOB, PRIMARY KEY (digest) );
@@ -17,8 +19,12 @@ CREATE TABLE tokens ( secret_digest BLOB NOT NULL, site TEXT NOT NULL, issued_at
 INSERT INTO tokens VALUES (X'0102', 'north', 1, 1, 1, X'0102', X'0102');
 CREATE TABLE acceptances ( site TEXT NOT NULL, digest BLOB NOT NULL, steward TEXT NOT NULL, statement BLOB NOT NULL, accepted_at_ms BIGINT NOT NULL, PRIMARY KEY (site, digest), FOREIGN KEY(site) REFERENCES sites (site), FOREIGN KEY(digest) REFERENCES dictionaries (digest) );
 INSERT INTO acceptances VALUES ('north', X'0102', 'north', X'0102', 1);
+CREATE TABLE challenges ( site TEXT NOT NULL, challenge BLOB NOT NULL, PRIMARY KEY (site), FOREIGN KEY(site) REFERENCES sites (site) );
+INSERT INTO challenges VALUES ('north', X'0102');
 CREATE TABLE divergences ( divergence INTEGER NOT NULL, site TEXT NOT NULL, found_at_ms BIGINT NOT NULL, reason TEXT NOT NULL, inbox_after BIGINT NOT NULL, transfers TEXT NOT NULL, recovered_at_ms BIGINT, PRIMARY KEY (divergence), FOREIGN KEY(site) REFERENCES sites (site) );
 INSERT INTO divergences VALUES (1, 'north', 1, 'north', 1, 'north', 1);
+CREATE TABLE flower_nodes ( site TEXT NOT NULL, public_key BLOB NOT NULL, statement BLOB NOT NULL, announced_at_ms BIGINT NOT NULL, PRIMARY KEY (site), FOREIGN KEY(site) REFERENCES sites (site), UNIQUE (public_key) );
+INSERT INTO flower_nodes VALUES ('north', X'0102', X'0102', 1);
 CREATE TABLE inbox ( site TEXT NOT NULL, sequence BIGINT NOT NULL, kind TEXT NOT NULL, message BLOB NOT NULL, posted_at_ms BIGINT NOT NULL, PRIMARY KEY (site, sequence), FOREIGN KEY(site) REFERENCES sites (site) );
 INSERT INTO inbox VALUES ('north', 1, 'north', X'0102', 1);
 CREATE TABLE keys ( key_id BLOB NOT NULL, site TEXT NOT NULL, statement BLOB NOT NULL, registered_at_ms BIGINT NOT NULL, PRIMARY KEY (key_id), FOREIGN KEY(site) REFERENCES sites (site) );
@@ -29,6 +35,8 @@ CREATE TABLE reports ( site TEXT NOT NULL, dictionary_digest BLOB NOT NULL, rele
 INSERT INTO reports VALUES ('north', X'0102', X'0102', X'0102', 1.5, 1, true);
 CREATE TABLE rotations ( site TEXT NOT NULL, step INTEGER NOT NULL, old_key_id BLOB NOT NULL, old_public_key BLOB NOT NULL, statement BLOB NOT NULL, rotated_at_ms BIGINT NOT NULL, PRIMARY KEY (site, step), FOREIGN KEY(site) REFERENCES sites (site) );
 INSERT INTO rotations VALUES ('north', 1, X'0102', X'0102', X'0102', 1);
+CREATE TABLE round_answers ( round_id BLOB NOT NULL, site TEXT NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL, answered_at_ms BIGINT, PRIMARY KEY (round_id, site), FOREIGN KEY(round_id) REFERENCES rounds (round_id), FOREIGN KEY(site) REFERENCES sites (site) );
+INSERT INTO round_answers VALUES (X'0102', 'north', 'north', 'north', 1);
 CREATE TABLE site_heads ( site TEXT NOT NULL, size BIGINT NOT NULL, note TEXT NOT NULL, coordinator_size BIGINT NOT NULL, seen_at_ms BIGINT NOT NULL, PRIMARY KEY (site, size), FOREIGN KEY(site) REFERENCES sites (site) );
 INSERT INTO site_heads VALUES ('north', 1, 'north', 1, 1);
 CREATE TABLE transfers ( transfer_id BLOB NOT NULL, recipient TEXT NOT NULL, donor TEXT NOT NULL, dictionary_digest BLOB NOT NULL, grid TEXT NOT NULL, voxel TEXT NOT NULL, rows INTEGER NOT NULL, purpose TEXT NOT NULL, request_digest BLOB NOT NULL, request BLOB NOT NULL, recipient_key_id BLOB NOT NULL, donor_key_id BLOB NOT NULL, state TEXT NOT NULL, since_ms BIGINT NOT NULL, expires_at_ms BIGINT, reason TEXT NOT NULL, requested_at_ms BIGINT NOT NULL, PRIMARY KEY (transfer_id), FOREIGN KEY(recipient) REFERENCES sites (site), FOREIGN KEY(donor) REFERENCES sites (site) );
