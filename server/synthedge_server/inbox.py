@@ -28,7 +28,7 @@ _UP_TO: Final = Prepared(
 
 def messages_after(
     connection: Connection, site: str, after: int, limits: Limits
-) -> list[wire.InboxMessage]:
+) -> tuple[list[wire.InboxMessage], bool]:
     """Read the next messages of a site.
 
     Parameters
@@ -45,17 +45,21 @@ def messages_after(
     list of InboxMessage
         Empty only if nothing lies there. In the order of their sequence numbers, which may have gaps: an older
         hint disappears when a newer one of its kind is posted.
+    bool
+        Whether more may lie behind them.
     """
     # Sequence numbers are signed 64-bit in the database; a larger one lies behind everything.
     after = min(after, 2**63 - 1)
     # Two plain questions: one with a running sum made SQLite's memory grow by 20 kB a connected site.
-    up_to, n_bytes = 0, 0
-    for size in _SIZES.run(connection, of_site=site, after=after, at_most=limits.inbox_batch):
+    sizes = _SIZES.run(connection, of_site=site, after=after, at_most=limits.inbox_batch)
+    if not sizes:
+        return [], False
+    n_fitting, n_bytes = 0, 0
+    for size in sizes:
         n_bytes += size.n_bytes
-        if up_to and n_bytes > limits.message_bytes:
+        if n_fitting and n_bytes > limits.message_bytes:
             break
-        up_to = size.sequence
-    if not up_to:
-        return []
-    rows = _UP_TO.run(connection, of_site=site, after=after, up_to=up_to)
-    return [wire.InboxMessage.FromString(row.message) for row in rows]
+        n_fitting += 1
+    rows = _UP_TO.run(connection, of_site=site, after=after, up_to=sizes[n_fitting - 1].sequence)
+    is_more = n_fitting < len(sizes) or len(sizes) == limits.inbox_batch
+    return [wire.InboxMessage.FromString(row.message) for row in rows], is_more

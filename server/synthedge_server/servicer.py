@@ -102,11 +102,11 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
                         told.add(notice_id)
                         yield notice
                 with self._ledger.reading as connection:
-                    batch = messages_after(connection, site, after, self._limits)
+                    batch, is_more = messages_after(connection, site, after, self._limits)
                 for message in batch:
                     yield message
                     after = message.sequence
-                if batch:
+                if is_more:
                     continue
                 if not request.follow:
                     return

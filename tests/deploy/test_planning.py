@@ -125,7 +125,7 @@ def test_bytes_are_those_that_were_sent(tmp_path: Path, monkeypatch: pytest.Monk
             inboxes = [
                 message
                 for i in range(4)
-                for message in messages_after(connection, plan.site(i), 0, Limits())
+                for message in messages_after(connection, plan.site(i), 0, Limits())[0]
             ]
     assert figures.wire_bytes["rounds"] == sent["asked"] > 0
     assert figures.wire_bytes["reports"] == sent["answered"] > 0

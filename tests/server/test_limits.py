@@ -154,6 +154,23 @@ async def test_who_does_not_read_its_inbox_is_cut_off_and_reads_on_later(tmp_pat
         assert [m.sequence for m in await north.inbox(first.sequence)] == list(range(2, 21))
 
 
+@pytest.mark.parametrize("n_messages", [1, 2, 5])
+async def test_an_inbox_of_many_batches_is_sent_to_its_end(tmp_path: Path, n_messages: int) -> None:
+    async with consortium_with(tmp_path, inbox_batch=2) as consortium:
+        north = await consortium.enrol("north")
+
+        def post(transaction: Any) -> None:
+            for _ in range(n_messages):
+                transaction.post("north", wire.InboxMessage(dictionary=LARGE))
+
+        change(consortium.folder, post)
+        stream = north.stub.Inbox(wire.InboxRequest(follow=True), timeout=TIMEOUT_S)
+        followed = [(await stream.read()).sequence for _ in range(n_messages)]
+        stream.cancel()
+        read = [message.sequence for message in await north.inbox()]
+        assert followed == read == list(range(1, n_messages + 1))
+
+
 async def read_to_the_end(call: Any) -> None:
     async with as_protocol_error():
         while await call.read() is not grpc.aio.EOF:
