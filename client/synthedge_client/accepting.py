@@ -11,9 +11,9 @@ import sqlalchemy as sa
 
 from synthedge_client import outbound, store
 from synthedge_client.deciding import Decider, check_reason
-from synthedge_client.keystore import Steward
 from synthedge_client.received import delete_samples
 from synthedge_client.site import Site
+from synthedge_client.stewards import Steward
 from synthedge_client.transfers import Transfer, move
 from synthedge_protocols.errors import LifecycleError
 from synthedge_protocols.lifecycle import Event, Party, State

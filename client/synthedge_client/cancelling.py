@@ -7,9 +7,9 @@ Where the recipient was faster, the coordinator's order holds: its receipt bring
 from synthedge_client import outbound
 from synthedge_client.deciding import check_reason
 from synthedge_client.donating import forget_selection
-from synthedge_client.keystore import Steward
 from synthedge_client.received import delete_samples
 from synthedge_client.site import Site
+from synthedge_client.stewards import Steward
 from synthedge_client.transfers import Transfer, get_transfer, move
 from synthedge_protocols.lifecycle import Event, Party, State
 from synthedge_protocols.v1 import statements_pb2 as pb

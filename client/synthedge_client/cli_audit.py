@@ -89,9 +89,9 @@ def audit_alarms(
     json: JsonOption = False,
 ) -> None:
     """Show what speaks against the coordinator's audit log, with the heads it signed."""
-    from synthedge_client.keystore import open_steward
     from synthedge_client.log_heads import alarms, clear_alarms
     from synthedge_client.site import open_site
+    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         with site.store.read() as connection:

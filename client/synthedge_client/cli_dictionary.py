@@ -111,8 +111,8 @@ def dictionary_accept(
 ) -> None:
     """Sign that this site labels its patients as the outcome definition says, and work under this version."""
     from synthedge_client.dictionaries import accept
-    from synthedge_client.keystore import open_steward
     from synthedge_client.site import open_site
+    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))

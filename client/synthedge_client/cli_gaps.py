@@ -91,9 +91,9 @@ def gaps_publish(
     json: JsonOption = False,
 ) -> None:
     """Sign the gap report that `gaps preview` shows, and queue it; the agent sends exactly these bytes."""
-    from synthedge_client.keystore import open_steward
     from synthedge_client.releases import publish
     from synthedge_client.site import open_site
+    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         result = publish(
@@ -150,9 +150,9 @@ def gaps_repair(
     json: JsonOption = False,
 ) -> None:
     """Take releases that only the coordinator remembers into this site's ledger, after a restore from backup."""
-    from synthedge_client.keystore import open_steward
     from synthedge_client.ledger_check import repair
     from synthedge_client.site import open_site
+    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         who = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))

@@ -34,10 +34,10 @@ def rotate(
     json: JsonOption = False,
 ) -> None:
     """Make new keys; the old key signs them, and open transfers finish under the old ones."""
-    from synthedge_client.keystore import open_steward
     from synthedge_client.policies import list_policies
     from synthedge_client.rotation import rotate as make_new
     from synthedge_client.site import open_site
+    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))

@@ -31,12 +31,15 @@ def steward_add(
     json: JsonOption = False,
 ) -> None:
     """Make a steward's key; nobody else can sign with it, the agent neither."""
-    from synthedge_client.keystore import add_steward
-    from synthedge_client.settings import load_settings
+    from synthedge_client import store
+    from synthedge_client.site import open_site
+    from synthedge_client.stewards import add_steward
 
-    fingerprint = add_steward(
-        load_settings(dir).keys, name, read_passphrase(passphrase_file, confirm=True)
-    )
+    with open_site(dir) as site:
+        passphrase = read_passphrase(passphrase_file, confirm=True)
+        fingerprint = add_steward(site.settings.keys, name, passphrase)
+        with site.store.write() as connection:
+            store.record(connection, "steward added", "site", steward=name, steward_key=fingerprint)
     emit(
         {"steward": name, "fingerprint": fingerprint},
         as_json=json,
@@ -47,11 +50,38 @@ def steward_add(
 @steward_app.command("list")
 def steward_list(dir: FolderOption = HERE, json: JsonOption = False) -> None:
     """Name the stewards."""
-    from synthedge_client.keystore import list_stewards
     from synthedge_client.settings import load_settings
+    from synthedge_client.stewards import list_stewards
 
     stewards = list_stewards(load_settings(dir).keys)
     emit(stewards, as_json=json, render=table("Stewards", ["steward"], [[s] for s in stewards]))
+
+
+@steward_app.command("remove")
+def steward_remove(
+    name: Annotated[str, typer.Argument(help="The steward's name.")],
+    dir: FolderOption = HERE,
+    json: JsonOption = False,
+) -> None:
+    """Delete the key of a steward who decides no more; what was signed with it stands."""
+    from synthedge_client import store
+    from synthedge_client.site import open_site
+    from synthedge_client.stewards import list_stewards, remove_steward
+
+    with open_site(dir) as site:
+        remove_steward(site.settings.keys, name)
+        with site.store.write() as connection:
+            store.record(connection, "steward removed", "site", steward=name)
+        left = list_stewards(site.settings.keys)
+    emit(
+        {"steward": name, "left": left},
+        as_json=json,
+        render=lines(
+            f"Steward '{name}' removed. A copy of the key would still count: unless there is none, run",
+            f"  synthedge site keys rotate --steward {left[0]}",
+            "and sign standing policies anew ('synthedge site policies list').",
+        ),
+    )
 
 
 @peers_app.command("list")

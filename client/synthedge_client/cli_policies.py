@@ -50,10 +50,10 @@ def policies_add(
     json: JsonOption = False,
 ) -> None:
     """Sign a policy. The agent carries it out from now on; whatever it does not cover waits for a steward."""
-    from synthedge_client.keystore import open_steward
     from synthedge_client.policies import add_policy
     from synthedge_client.policy_words import end_of_day_ms, regions_named
     from synthedge_client.site import open_site
+    from synthedge_client.stewards import open_steward
     from synthedge_core.errors import UsageError
     from synthedge_protocols.v1.statements_pb2 import StandingPolicy
 
@@ -122,9 +122,9 @@ def policies_sign(
     json: JsonOption = False,
 ) -> None:
     """Sign a policy as the second of two stewards, or anew after new keys or a new dictionary."""
-    from synthedge_client.keystore import open_steward
     from synthedge_client.policies import countersign, list_policies
     from synthedge_client.site import open_site
+    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))
@@ -145,9 +145,9 @@ def policies_remove(
     json: JsonOption = False,
 ) -> None:
     """End a policy at once."""
-    from synthedge_client.keystore import open_steward
     from synthedge_client.policies import remove_policy
     from synthedge_client.site import open_site
+    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))

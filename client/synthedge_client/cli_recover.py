@@ -27,8 +27,8 @@ def recover(
 ) -> None:
     """Let a site go on whose records differed from the coordinator's: one of the two is a restored backup."""
     from synthedge_client.divergence import recover as recover_site
-    from synthedge_client.keystore import open_steward
     from synthedge_client.site import open_site
+    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         signer = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))

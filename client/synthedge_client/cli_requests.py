@@ -48,8 +48,8 @@ def requests_new(
     """Sign a request for samples of a gap's region. The coordinator and the donor learn the region."""
     from synthedge_client.asking import request
     from synthedge_client.gaps import choose_region
-    from synthedge_client.keystore import open_steward
     from synthedge_client.site import open_site
+    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         region = choose_region(site, gap, donor)
@@ -189,8 +189,8 @@ def requests_approve(
 ) -> None:
     """Sign the prepared rows; the agent seals and ships them."""
     from synthedge_client.donating import approve
-    from synthedge_client.keystore import open_steward
     from synthedge_client.site import open_site
+    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         transfer = transfer_named(site, id)
@@ -221,8 +221,8 @@ def requests_decline(
 ) -> None:
     """Decline a request."""
     from synthedge_client.donating import decline
-    from synthedge_client.keystore import open_steward
     from synthedge_client.site import open_site
+    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         transfer = transfer_named(site, id)
@@ -245,8 +245,8 @@ def requests_accept(
 ) -> None:
     """Take in a delivery that passed the gate ('requests show' says what the gate found); the receipt is signed."""
     from synthedge_client.accepting import accept
-    from synthedge_client.keystore import open_steward
     from synthedge_client.site import open_site
+    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         transfer = transfer_named(site, id)
@@ -273,8 +273,8 @@ def requests_refuse(
 ) -> None:
     """Delete a delivery that passed the gate, and say so to the donor."""
     from synthedge_client.accepting import refuse
-    from synthedge_client.keystore import open_steward
     from synthedge_client.site import open_site
+    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         transfer = transfer_named(site, id)
@@ -302,8 +302,8 @@ def requests_cancel(
 ) -> None:
     """Call a transfer off: the recipient until it is delivered, the donor after its approval."""
     from synthedge_client.cancelling import cancel
-    from synthedge_client.keystore import open_steward
     from synthedge_client.site import open_site
+    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         transfer = transfer_named(site, id)

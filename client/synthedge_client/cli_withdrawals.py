@@ -92,8 +92,8 @@ def withdraw(
     json: JsonOption = False,
 ) -> None:
     """Take a whole transfer back, as its donor: the recipient must purge every row."""
-    from synthedge_client.keystore import open_steward
     from synthedge_client.site import open_site
+    from synthedge_client.stewards import open_steward
     from synthedge_client.withdrawals import withdraw_transfer
 
     with open_site(dir) as site:
@@ -169,9 +169,9 @@ def received_purge(
     json: JsonOption = False,
 ) -> None:
     """Delete every row of a received transfer; the donor is told which files were written with them."""
-    from synthedge_client.keystore import open_steward
     from synthedge_client.purging import purge_transfer
     from synthedge_client.site import open_site
+    from synthedge_client.stewards import open_steward
     from synthedge_client.withdrawals import report_fields
 
     with open_site(dir) as site:
@@ -242,9 +242,9 @@ def peers_forget(
     json: JsonOption = False,
 ) -> None:
     """Let the key of a peer go that lost its keys and enrolled anew; its new one must be compared."""
-    from synthedge_client.keystore import open_steward
     from synthedge_client.recovery import forget_peer
     from synthedge_client.site import open_site
+    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))
@@ -261,9 +261,9 @@ def peers_forget(
 def _stand(
     action: str, reason: str, steward: str, passphrase_file: Path | None, dir: Path, json: bool
 ) -> None:
-    from synthedge_client.keystore import open_steward
     from synthedge_client.leaving import change_standing
     from synthedge_client.site import open_site
+    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))

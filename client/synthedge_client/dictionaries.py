@@ -24,8 +24,8 @@ from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 
 if TYPE_CHECKING:
-    from synthedge_client.keystore import Steward
     from synthedge_client.site import Site
+    from synthedge_client.stewards import Steward
 
 
 @dataclass(frozen=True)

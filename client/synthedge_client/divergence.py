@@ -15,9 +15,9 @@ import sqlalchemy as sa
 
 from synthedge_client import store
 from synthedge_client.connection import Connection
-from synthedge_client.keystore import Steward
 from synthedge_client.outbound import sha256
 from synthedge_client.site import Site
+from synthedge_client.stewards import Steward
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.errors import UnavailableError
 from synthedge_protocols.v1 import coordinator_pb2 as wire

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from synthedge_client import outbound, store
 from synthedge_client.deciding import Decider, check_reason
-from synthedge_client.keystore import Steward
 from synthedge_client.selection import choose, giveable
 from synthedge_client.site import Site
 from synthedge_client.site_table import SiteTable, load_site_table
 from synthedge_client.standing import require_taking_part
+from synthedge_client.stewards import Steward
 from synthedge_client.transfers import (
     Transfer,
     first_approval,

@@ -1,11 +1,10 @@
-"""A site's keys on disk: its own, opened by the site's secret; its stewards', opened by their passphrases.
+"""A site's own keys on disk, opened by the site's secret.
 
 Rules
 -----
 * ``keys/site.secret`` opens the statement, HPKE and TLS keys and everything encrypted in the database: a file of
   mode 0600, so that an unattended agent can start. `protect_secret` replaces it by ``keys/site.secret.sealed``,
   encrypted under a passphrase in a file elsewhere: a copy of the site's folder alone then opens nothing.
-* A steward's key opens only with the steward's passphrase, so no program decides in a steward's name.
 * A missing, readable-by-others or damaged key file is refused.
 """
 
@@ -16,19 +15,16 @@ import secrets
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from synthedge_client import store
 from synthedge_core.errors import UsageError, VerificationError
 from synthedge_protocols.certificates import load_certificate
 from synthedge_protocols.errors import IdentityError
 from synthedge_protocols.keys import HpkeKeyPair, StatementKey, TlsKey
-from synthedge_protocols.names import check_name
 from synthedge_protocols.private_files import (
     PASSPHRASE_COST,
     read_private_file,
@@ -36,16 +32,8 @@ from synthedge_protocols.private_files import (
     write_private_file,
     write_secret,
 )
-from synthedge_protocols.statements import sign
-from synthedge_protocols.v1 import statements_pb2 as pb
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
-    from synthedge_client.site import Site
 
 MIN_PASSPHRASE = 8
-STEWARD_DAYS = 365
 _DAY_MS = 86_400_000
 _SECRET_KIND = "site-secret"  # noqa: S105 - names the file, opens nothing
 
@@ -221,7 +209,7 @@ def protect_secret(folder: Path, passphrase_file: Path) -> None:
             f"{passphrase_file} lies in the site's own folder, where it protects nothing; keep it elsewhere"
         )
     passphrase = read_private_file(path).rstrip(b"\r\n")
-    _require_long(passphrase)
+    require_long(passphrase)
     secret = read_private_file(bare)
     for leftover in (folder / "site.secret.sealed", folder / "site.passphrase-file"):
         leftover.unlink(missing_ok=True)  # of an attempt that was interrupted
@@ -232,87 +220,9 @@ def protect_secret(folder: Path, passphrase_file: Path) -> None:
     bare.unlink()
 
 
-def _require_long(passphrase: bytes) -> None:
+def require_long(passphrase: bytes) -> None:
+    """Refuse a passphrase shorter than `MIN_PASSPHRASE`; raises UsageError."""
     if len(passphrase) < MIN_PASSPHRASE:
         raise UsageError(
             f"the passphrase has {len(passphrase)} characters, expected at least {MIN_PASSPHRASE}"
         )
-
-
-@dataclass(frozen=True)
-class Steward:
-    """A steward whose key was opened for one command."""
-
-    name: str
-    key: StatementKey = field(repr=False)
-
-    @property
-    def label(self) -> str:
-        """Name and key, as the audit writes them."""
-        return f"{self.name} (key {self.key.fingerprint})"
-
-    def sign(self, site: "Site", payload: "Message") -> pb.SignedStatement:
-        """Sign a decision, with the site's certificate of this steward's key."""
-        now = store.now_ms()
-        certificate = site.sign(
-            pb.StewardCertificate(
-                steward=self.name,
-                public_key=self.key.public_bytes,
-                not_before_ms=now - _DAY_MS,
-                not_after_ms=now + STEWARD_DAYS * _DAY_MS,
-            ),
-            key=site.signing_key(payload),
-        )
-        return sign(
-            self.key,
-            payload,
-            consortium=site.consortium,
-            site=site.settings.id,
-            dictionary_digest=bytes.fromhex(site.dictionary.digest),
-            issued_at_ms=now,
-            certificate=certificate,
-        )
-
-
-def add_steward(keys: Path, name: str, passphrase: bytes) -> str:
-    """Make a steward's key; return its fingerprint.
-
-    Raises
-    ------
-    UsageError
-        If the passphrase is short or the steward exists.
-    MalformedError
-        If the name is not of lower-case letters, digits and hyphens.
-    """
-    check_name("steward", name)
-    _require_long(passphrase)
-    folder = keys / "stewards"
-    path = folder / f"{name}.key"
-    if path.exists():
-        raise UsageError(f"steward '{name}' exists; choose another name")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    key = StatementKey.generate()
-    key.save(path, passphrase, cost=PASSPHRASE_COST)
-    return key.fingerprint
-
-
-def list_stewards(keys: Path) -> list[str]:
-    """Names of the site's stewards."""
-    return sorted(path.stem for path in (keys / "stewards").glob("*.key"))
-
-
-def open_steward(keys: Path, name: str, passphrase: bytes) -> Steward:
-    """Open a steward's key.
-
-    Raises
-    ------
-    UsageError
-        If there is no such steward.
-    IdentityError
-        If the passphrase is wrong.
-    """
-    if name not in list_stewards(keys):
-        raise UsageError(
-            f"there is no steward '{name}'; run 'synthedge site steward add {name}' or see 'steward list'"
-        )
-    return Steward(name, StatementKey.load(keys / "stewards" / f"{name}.key", passphrase))

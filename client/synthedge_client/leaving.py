@@ -10,9 +10,9 @@ import sqlalchemy as sa
 
 from synthedge_client import outbound, store
 from synthedge_client.deciding import check_reason
-from synthedge_client.keystore import Steward
 from synthedge_client.site import Site
 from synthedge_client.standing import STANDING, own_standing
+from synthedge_client.stewards import Steward
 from synthedge_client.transfers import list_transfers
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.lifecycle import State

@@ -17,9 +17,9 @@ import sqlalchemy as sa
 
 from synthedge_client import outbound, store
 from synthedge_client.connection import Connection
-from synthedge_client.keystore import Steward
 from synthedge_client.releases import FROZEN, budget, is_frozen
 from synthedge_client.site import Site
+from synthedge_client.stewards import Steward
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from synthedge_client import store
-from synthedge_client.keystore import Steward
 from synthedge_client.site import Site
+from synthedge_client.stewards import Steward
 from synthedge_client.two_person import needs_two, sign_once_more
 from synthedge_core.errors import UsageError
 from synthedge_protocols.errors import PolicyError, ProtocolError

@@ -25,12 +25,12 @@ from synthedge_client.divergence import refuse_if_frozen
 from synthedge_client.exports import copies_of, mark_exports
 from synthedge_client.gate import schema_problem
 from synthedge_client.inbound import verify_from_peer
-from synthedge_client.keystore import Steward
 from synthedge_client.notes import has_key_of, open_from_peer, seal_to_peer
 from synthedge_client.received import delete_samples, replace_sample, tokens_of
 from synthedge_client.sealed_files import incoming_file
 from synthedge_client.site import Site
 from synthedge_client.site_table import load_site_table
+from synthedge_client.stewards import Steward
 from synthedge_client.transfers import Transfer, get_transfer, list_transfers, move, region_of
 from synthedge_client.withdrawals import report_fields
 from synthedge_client.withdrawn import withdraw_tokens

@@ -4,9 +4,9 @@ import sqlalchemy as sa
 
 from synthedge_client import store
 from synthedge_client.deciding import check_reason
-from synthedge_client.keystore import Steward
 from synthedge_client.rotation import retire_peer
 from synthedge_client.site import Site
+from synthedge_client.stewards import Steward
 from synthedge_client.transfers import list_transfers
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.lifecycle import is_final

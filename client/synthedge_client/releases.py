@@ -28,10 +28,10 @@ from synthedge_client.counting import (
     protect,
 )
 from synthedge_client.dictionaries import require_accepted
-from synthedge_client.keystore import Steward
 from synthedge_client.protection import Figures, guarantees
 from synthedge_client.site import Site
 from synthedge_client.site_table import load_site_table
+from synthedge_client.stewards import Steward
 from synthedge_core.errors import DisclosureRefusedError
 from synthedge_protocols.v1 import statements_pb2 as pb
 

@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from google.protobuf.message import Message
 
 from synthedge_client import outbound, store
-from synthedge_client.keystore import Steward
 from synthedge_client.site import Site
+from synthedge_client.stewards import Steward
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.errors import IdentityError, PolicyError, VerificationError
 from synthedge_protocols.keys import HpkeKeyPair, HpkePublicKey, StatementKey, fingerprint, key_id

@@ -5,8 +5,8 @@ The second steward's statement carries the first one's, over the same words, so 
 
 from typing import TypeVar
 
-from synthedge_client.keystore import Steward
 from synthedge_client.site import Site
+from synthedge_client.stewards import Steward
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.keys import fingerprint
 from synthedge_protocols.v1 import statements_pb2 as pb

@@ -22,10 +22,10 @@ from synthedge_client import outbound, store
 from synthedge_client.deciding import check_reason
 from synthedge_client.deidentify import protect_quasi
 from synthedge_client.donating import lapse
-from synthedge_client.keystore import Steward
 from synthedge_client.notes import open_from_peer, seal_to_peer
 from synthedge_client.site import Site
 from synthedge_client.site_table import SiteTable, load_site_table
+from synthedge_client.stewards import Steward
 from synthedge_client.transfers import Transfer, get_transfer, list_transfers, region_of
 from synthedge_client.withdrawn import (
     EVERY_PURPOSE,

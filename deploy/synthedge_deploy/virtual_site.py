@@ -16,9 +16,10 @@ from typing import Final
 import pandas as pd
 
 from synthedge_client import dictionaries, releases, store
-from synthedge_client.keystore import KeyStore, Steward
+from synthedge_client.keystore import KeyStore
 from synthedge_client.settings import SiteSettings
 from synthedge_client.site import Site
+from synthedge_client.stewards import Steward
 from synthedge_core.dictionary import Dictionary
 from synthedge_deploy.generated import GeneratedHospital, Plan, hospital
 from synthedge_protocols.keys import HpkeKeyPair, StatementKey, TlsKey

@@ -11,7 +11,7 @@ from server_fixtures import DICTIONARY_TOML
 from sites import arrives, asked, delivered, patients, queued, sites, transfer_at, with_hole
 from synthedge_client.cli import app
 from synthedge_client.console import run_app
-from synthedge_client.keystore import add_steward
+from synthedge_client.stewards import add_steward
 from synthedge_protocols.lifecycle import State
 
 Run = Callable[..., Any]

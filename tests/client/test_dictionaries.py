@@ -29,10 +29,10 @@ from synthedge_client.cli import app
 from synthedge_client.console import run_app
 from synthedge_client.dictionaries import accept
 from synthedge_client.donating import approve, prepare
-from synthedge_client.keystore import add_steward
 from synthedge_client.releases import publish
 from synthedge_client.shipping import seal_approved
 from synthedge_client.site import Site, open_site
+from synthedge_client.stewards import add_steward
 from synthedge_core.dictionary import parse_dictionary
 from synthedge_core.errors import RefusedError, SynthEdgeError, UsageError
 from synthedge_protocols.lifecycle import State

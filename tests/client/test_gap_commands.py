@@ -13,10 +13,10 @@ from sites import accept_dictionary, make_site, patients, queued
 from synthedge_client import store
 from synthedge_client.cli import app
 from synthedge_client.console import run_app
-from synthedge_client.keystore import add_steward
 from synthedge_client.releases import FROZEN
 from synthedge_client.settings import load_settings
 from synthedge_client.site import open_site
+from synthedge_client.stewards import add_steward
 from synthedge_protocols.v1 import statements_pb2 as pb
 
 Run = Callable[..., str]

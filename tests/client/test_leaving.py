@@ -18,12 +18,12 @@ from synthedge_client.cli import app
 from synthedge_client.console import run_app
 from synthedge_client.donating import approve, prepare
 from synthedge_client.enrolment import enrol_site
-from synthedge_client.keystore import add_steward
 from synthedge_client.leaving import change_standing
 from synthedge_client.received import load_with_tokens
 from synthedge_client.recovery import forget_peer
 from synthedge_client.site import Site, create_site, open_site
 from synthedge_client.status import summarise
+from synthedge_client.stewards import add_steward
 from synthedge_client.withdrawal_status import describe_withdrawals
 from synthedge_client.withdrawals import withdraw_patient
 from synthedge_core.errors import RefusedError

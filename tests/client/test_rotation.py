@@ -11,11 +11,12 @@ from sites import events, steward, transfer_at
 from synthedge_client import rotation, store
 from synthedge_client.cli_site import app
 from synthedge_client.doctor import examine
-from synthedge_client.keystore import add_steward, load_keys
+from synthedge_client.keystore import load_keys
 from synthedge_client.policies import add_policy, countersign, list_policies
 from synthedge_client.purging import purge_transfer
 from synthedge_client.received import load_samples
 from synthedge_client.site import Site
+from synthedge_client.stewards import Steward, add_steward, open_steward
 from synthedge_core.errors import RefusedError, UsageError
 from synthedge_protocols.errors import VerificationError
 from synthedge_protocols.keys import HpkeKeyPair, StatementKey
@@ -224,3 +225,41 @@ def test_the_command_names_the_new_fingerprint(pair: Pair) -> None:
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.exception
     assert north.fingerprint in done.output
+
+
+def test_a_decision_carries_the_same_certificate_until_the_keys_change(pair: Pair) -> None:
+    north, _ = pair
+    ada = steward()
+
+    def certificate(name: str = "ada") -> bytes:
+        signed = Steward(name, ada.key).sign(north, pb.SiteLeaving(action="suspend"))
+        return signed.certificate.SerializeToString()
+
+    first = certificate()
+    assert certificate() == first
+    (kept,) = (north.settings.keys / "stewards").glob("*.certificate")
+    kept.write_bytes(b"not what was written")
+    second = certificate()
+    assert second != first
+    assert certificate() == second
+    rotated(north)
+    assert certificate() not in (first, second)
+    assert certificate("eve") != certificate()
+
+
+def test_a_steward_is_removed_but_never_the_last(pair: Pair) -> None:
+    north, _ = pair
+    keys, folder = north.settings.keys, ["--dir", str(north.settings.folder)]
+    add_steward(keys, "ada", b"correct horse")
+    last = CliRunner().invoke(app, ["steward", "remove", "ada", *folder])
+    assert "only steward" in str(last.exception)
+    add_steward(keys, "eve", b"correct horse")
+    open_steward(keys, "ada", b"correct horse").sign(north, pb.SiteLeaving(action="suspend"))
+
+    removed = CliRunner().invoke(app, ["steward", "remove", "ada", *folder])
+
+    assert "keys rotate --steward eve" in removed.output
+    assert [path.name for path in (keys / "stewards").iterdir()] == ["eve.key"]
+    assert events(north, "steward removed")[-1] == '{"steward": "ada"}'
+    unknown = CliRunner().invoke(app, ["steward", "remove", "ada", *folder])
+    assert "there is no steward 'ada'" in str(unknown.exception)

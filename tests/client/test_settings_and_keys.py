@@ -5,15 +5,10 @@ from pathlib import Path
 import pytest
 
 from sites import make_site, patients
-from synthedge_client.keystore import (
-    add_steward,
-    list_stewards,
-    load_keys,
-    open_steward,
-    protect_secret,
-)
+from synthedge_client.keystore import load_keys, protect_secret
 from synthedge_client.settings import load_settings
 from synthedge_client.site import create_site
+from synthedge_client.stewards import add_steward, list_stewards, open_steward
 from synthedge_core.errors import SynthEdgeError, TableError, UsageError, VerificationError
 from synthedge_protocols.errors import IdentityError, MalformedError
 

@@ -33,9 +33,9 @@ from synthedge_client.asking import request
 from synthedge_client.cli import app
 from synthedge_client.connection import LIMITS
 from synthedge_client.console import run_app
-from synthedge_client.keystore import add_steward
 from synthedge_client.settings import load_settings
 from synthedge_client.site import Site, open_site
+from synthedge_client.stewards import add_steward
 from synthedge_client.transfers import list_transfers
 from synthedge_protocols.certificates import create_ca
 from synthedge_protocols.lifecycle import State

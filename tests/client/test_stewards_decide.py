@@ -29,11 +29,11 @@ from synthedge_client.asking import request
 from synthedge_client.audit import collect
 from synthedge_client.cancelling import cancel
 from synthedge_client.donating import approve, prepare
-from synthedge_client.keystore import Steward
 from synthedge_client.received import load_samples
 from synthedge_client.site import Site, open_site
 from synthedge_client.standing_work import StandingWork
 from synthedge_client.status import describe_request, describe_transfers
+from synthedge_client.stewards import Steward
 from synthedge_core.errors import RefusedError, TableError, UsageError
 from synthedge_protocols.errors import LifecycleError, MalformedError, PolicyError
 from synthedge_protocols.lifecycle import State

@@ -180,6 +180,8 @@ class Hospital:
     hpke: HpkeKeyPair = field(default_factory=HpkeKeyPair.generate)
     tls: TlsKey = field(default_factory=TlsKey.generate)
     certificate: bytes = b""
+    # The steward's, by the keys it is of: made once, as by a site's program.
+    steward_certificates: dict[bytes, pb.SignedStatement] = field(default_factory=dict)
     # Key ids of everybody who enrolled at the same coordinator.
     key_ids: dict[str, bytes] = field(default_factory=dict)
     channels: list[grpc.aio.Channel] = field(default_factory=list)
@@ -220,25 +222,28 @@ class Hospital:
     def sign_as_steward(
         self, payload: Message, *, dictionary_digest: bytes = DIGEST
     ) -> pb.SignedStatement:
-        now_ms = time.time_ns() // 1_000_000
-        certificate = self.sign(
-            pb.StewardCertificate(
-                steward="ada",
-                public_key=self.steward.public_bytes,
-                not_before_ms=now_ms,
-                not_after_ms=now_ms + 365 * DAY_MS,
-            ),
-            dictionary_digest=b"",
-        )
         return sign(
             self.steward,
             payload,
             consortium=self.consortium,
             site=self.name,
             dictionary_digest=dictionary_digest,
-            issued_at_ms=now_ms,
-            certificate=certificate,
+            issued_at_ms=time.time_ns() // 1_000_000,
+            certificate=self._steward_certificate(),
         )
+
+    def _steward_certificate(self) -> pb.SignedStatement:
+        keys = self.statement.key_id + self.steward.key_id
+        if keys not in self.steward_certificates:
+            now_ms = time.time_ns() // 1_000_000
+            certificate = pb.StewardCertificate(
+                steward="ada",
+                public_key=self.steward.public_bytes,
+                not_before_ms=now_ms,
+                not_after_ms=now_ms + 365 * DAY_MS,
+            )
+            self.steward_certificates[keys] = self.sign(certificate, dictionary_digest=b"")
+        return self.steward_certificates[keys]
 
     async def submit(self, signed: pb.SignedStatement) -> wire.SubmitReceipt:
         async with as_protocol_error():

@@ -13,12 +13,13 @@ import sqlalchemy as sa
 from synthedge_client import dictionaries, inbound, store
 from synthedge_client.asking import request
 from synthedge_client.donating import approve, prepare
-from synthedge_client.keystore import Steward, load_keys
+from synthedge_client.keystore import load_keys
 from synthedge_client.received import ReceivedSamples, keep_samples
 from synthedge_client.settings import load_settings
 from synthedge_client.shipping import seal_approved
 from synthedge_client.site import Site, create_site, open_site
 from synthedge_client.site_table import load_site_table
+from synthedge_client.stewards import Steward
 from synthedge_client.transfers import Transfer, get_transfer, move, note_passed_gate
 from synthedge_core.dictionary import parse_dictionary
 from synthedge_protocols.certificates import create_ca, issue_site_certificate, pem, site_csr
