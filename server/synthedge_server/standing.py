@@ -6,6 +6,7 @@ from sqlalchemy import Connection, func, select, update
 
 from synthedge_core.errors import RefusedError, UsageError
 from synthedge_protocols.errors import (
+    IdentityError,
     LifecycleError,
     LimitExceededError,
     MalformedError,
@@ -49,14 +50,18 @@ def standing_of(connection: Connection, site: str) -> Standing:
 
 
 def refuse_if_closed(connection: Connection, site: str, statement_type: str) -> None:
-    """Refuse what a paused site, or one that left, may not hand in any more.
+    """Refuse what a paused site, or one that left, may not hand in; and everything of one shut out meanwhile.
 
     Raises
     ------
+    IdentityError
+        If the operator shut the site out after its call began.
     PolicyError
-        If so.
+        If the site paused or left.
     """
     standing = standing_of(connection, site)
+    if standing not in MAY_CALL:
+        raise IdentityError(f"site '{site}' is {standing}; ask the coordinator's operator")
     if statement_type in _CLOSED.get(standing, ()):
         raise PolicyError(
             f"site '{site}' is {standing}: it starts and gives nothing; a '{statement_type}' is not taken "
@@ -155,7 +160,7 @@ class OwnWill:
         LimitExceededError
             If the reason is long.
         LifecycleError
-            If the site left already, or was suspended by the operator.
+            If the site left already.
         """
         wish = verified.payload
         standing = ACTIONS.get(wish.action)

@@ -1,5 +1,8 @@
 """What the coordinator takes as signed by a site: key requests, rotations, and statements under replaced keys."""
 
+import asyncio
+import contextlib
+import sqlite3
 import time
 
 import pytest
@@ -102,3 +105,21 @@ async def test_the_directory_shows_a_rotated_site_with_its_whole_chain(
     entry = next(site for site in directory.sites if site.site == "north")
     assert entry.statement_public_key == keys[-1].public_bytes
     assert len(entry.rotations) == 2
+
+
+@pytest.mark.parametrize("standing", ["suspended", "revoked"])
+async def test_a_site_that_is_shut_out_while_its_call_waits_changes_nothing_any_more(
+    coordinator: Consortium, standing: str
+) -> None:
+    north = await coordinator.enrol("north")
+    resume = north.sign_as_steward(pb.SiteLeaving(action="resume", reason="let me in"))
+    with contextlib.closing(sqlite3.connect(coordinator.folder.database)) as operator:
+        operator.execute("BEGIN IMMEDIATE")
+        operator.execute("UPDATE sites SET state = ?", [standing])
+        # The call is let in as things stand now, and waits for the operator's command.
+        waiting = asyncio.create_task(north.submit(resume))
+        await asyncio.sleep(0.2)
+        operator.commit()
+        with pytest.raises(IdentityError, match=f"is {standing}"):
+            await waiting
+        assert operator.execute("SELECT state FROM sites").fetchall() == [(standing,)]
