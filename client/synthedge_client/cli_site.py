@@ -112,6 +112,34 @@ def enrol(
 
 
 @app.command()
+def address(
+    address: Annotated[
+        str, typer.Argument(help="host:port of enrolled sites, as the operator tells it.")
+    ],
+    enrolment_address: Annotated[
+        str | None,
+        typer.Option(help="host:port of enrolment, if its port changed too."),
+    ] = None,
+    dir: FolderOption = HERE,
+    json: JsonOption = False,
+) -> None:
+    """Dial the coordinator at another address, after it moved; it must answer there."""
+    from synthedge_client.coordinator_address import change_address
+    from synthedge_client.site import open_site
+
+    with open_site(dir) as site:
+        address, enrolment = change_address(site, address, enrolment_address)
+    emit(
+        {"address": address, "enrolment_address": enrolment},
+        as_json=json,
+        render=lines(
+            f"The coordinator answers at {address}, its enrolment at {enrolment}.",
+            "Restart 'synthedge site run'.",
+        ),
+    )
+
+
+@app.command()
 def fingerprint(dir: FolderOption = HERE, json: JsonOption = False) -> None:
     """Show this site's key fingerprint: read it to the other sites by telephone."""
     from synthedge_client.site import site_fingerprint

@@ -56,23 +56,38 @@ def explain_connection(address: str, keys: KeyStore, now: Now = _now) -> list[st
         own = load_certificate(read_certificate(keys.certificate_file))
     except ProtocolError as error:
         return [str(error)]
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
     found = _own_certificate(own, ca, keys, now())
-    plain = _dial(host, int(port))
-    if isinstance(plain, str):
-        return [*found, plain]
-    with plain:
-        problem = _secure(plain, host, address, keys, ca, now())
-    if problem:
+    if problem := explain_way(address, keys, now):
         found.append(problem)
     proxies = [name for name in _PROXY_VARIABLES if os.environ.get(name)]
     if proxies and not found:
         found.append(
             f"a direct connection to {address} works, but the environment variable {proxies[0]} sends gRPC through a "
-            f"proxy; add '{host}' to no_proxy where the agent runs"
+            f"proxy; add '{_host_and_port(address)[0]}' to no_proxy where the agent runs"
         )
     return found
+
+
+def explain_way(address: str, keys: KeyStore, now: Now = _now) -> str | None:
+    """Say what stands between a site and a port of its coordinator; nothing of the site's own certificate.
+
+    Raises
+    ------
+    ProtocolError
+        If the site has no certificate of its consortium's CA.
+    """
+    host, port = _host_and_port(address)
+    plain = _dial(host, port)
+    if isinstance(plain, str):
+        return plain
+    with plain:
+        ca = load_certificate(read_certificate(keys.ca_file))
+        return _secure(plain, host, address, keys, ca, now())
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _own_certificate(

@@ -76,6 +76,12 @@ def renew_if_due(site: Site, connection: Connection, now: datetime) -> bool:
     return True
 
 
+def is_expired(site: Site) -> bool:
+    """Whether the site's certificate is not valid any more, by this machine's clock."""
+    certificate = load_certificate(read_certificate(site.keys.certificate_file))
+    return datetime.now(UTC) > certificate.not_valid_after_utc
+
+
 def _enrolment_address(site: Site) -> str:
     with site.store.read() as transaction:
         address = store.get_fact(transaction, ENROLMENT_ADDRESS)
