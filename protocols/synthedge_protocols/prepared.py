@@ -7,12 +7,12 @@ in the way of every call of a peer is prepared; everything else stays with SQLAl
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from sqlalchemy import Connection, Executable
 from sqlalchemy.sql.elements import ClauseElement
 
-__all__ = ["Prepared"]
+__all__ = ["Prepared", "translated"]
 
 # Other drivers begin by themselves, without what SQLAlchemy's own beginning sets for the transaction.
 _NEEDS_NO_BEGIN: Final = "sqlite"
@@ -66,10 +66,8 @@ class Prepared:
             if self._row is None:
                 self._row = _row_of([column[0] for column in cursor.description])
             return list(map(self._row, cursor.fetchall()))
-        except connection.dialect.loaded_dbapi.Error:
-            # The same again by SQLAlchemy: it translates and explains what fails.
-            result = connection.execute(self._statement, values)
-            return list(result) if result.returns_rows else []
+        except connection.dialect.loaded_dbapi.Error as error:
+            translated(connection, error, text)
 
     def one(self, connection: Connection, **values: Any) -> Any:
         """Run it; return the first row, or None if there is none."""
@@ -83,6 +81,15 @@ class Prepared:
         prepared = (str(compiled), getattr(compiled, "positiontup", None), fixed)
         self._texts[connection.dialect.name] = prepared
         return prepared
+
+
+def translated(connection: Connection, error: Exception, statement: str) -> NoReturn:
+    """Raise what SQLAlchemy raises where it meets this error of the driver.
+
+    To run the statement again by SQLAlchemy instead would be wrong: PostgreSQL answers only that the transaction has
+    failed, and SQLite may have rolled all of it back, so that the statement would count alone.
+    """
+    connection._handle_dbapi_exception(error, statement, None, None, None)
 
 
 def _row_of(names: list[str]) -> Callable[[Any], Any]:

@@ -27,6 +27,7 @@ from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from synthedge_protocols.errors import UnavailableError
+from synthedge_protocols.prepared import translated
 
 __all__ = ["SNAPSHOT", "WRITES", "Writer", "sqlite_engine"]
 
@@ -271,8 +272,14 @@ class _Work(Generic[T]):
         try:
             result = self._function(connection)
         except BaseException as error:  # noqa: BLE001 - handed on to who submitted it
-            savepoint.execute("ROLLBACK TO SAVEPOINT work")
-            savepoint.execute("RELEASE SAVEPOINT work")
+            try:
+                savepoint.execute("ROLLBACK TO SAVEPOINT work")
+                savepoint.execute("RELEASE SAVEPOINT work")
+            except Exception:
+                # SQLite gives the whole transaction up when its disk is full: that is what everybody is told.
+                if isinstance(error, UnavailableError):
+                    raise error from None
+                raise
             self.fail(error)
         else:
             savepoint.execute("RELEASE SAVEPOINT work")
@@ -310,7 +317,5 @@ class _Savepoint:
         """Run one of them; what fails is raised as SQLAlchemy's error."""
         try:
             self._cursor.execute(statement)
-        except self._connection.dialect.loaded_dbapi.Error:
-            # Fails the same way again, now translated.
-            self._connection.exec_driver_sql(statement)
-            raise
+        except self._connection.dialect.loaded_dbapi.Error as error:
+            translated(self._connection, error, statement)

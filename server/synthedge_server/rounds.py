@@ -17,7 +17,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from synthedge_core.errors import RefusedError, UsageError
 from synthedge_protocols.discovery import ROUND_ID_BYTES, Engine, Refusal
-from synthedge_protocols.errors import MalformedError, PolicyError, ProtocolError
+from synthedge_protocols.errors import MalformedError, PolicyError, ProtocolError, UnavailableError
 from synthedge_protocols.standing import Standing
 from synthedge_protocols.statements import Verified
 from synthedge_protocols.v1 import coordinator_pb2 as wire
@@ -169,6 +169,8 @@ def note_answer(
         try:
             with connection.begin_nested():
                 take_report(transaction, verified.site, answer.report)
+        except UnavailableError:
+            raise  # says nothing about the report
         except ProtocolError as error:
             outcome, reason = Outcome.REJECTED, str(error)
     if row.outcome != Outcome.OK:  # a report that is here stays

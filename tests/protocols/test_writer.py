@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, column, table, text
+from sqlalchemy import insert as insert_into
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from synthedge_protocols.errors import UnavailableError
+from synthedge_protocols.prepared import Prepared
 from synthedge_protocols.writer import Writer, sqlite_engine
 
 CRASHING = """
@@ -136,6 +138,25 @@ def test_a_broken_transaction_is_reported_to_everybody_in_it_and_the_writer_live
             future.result(10)
     assert stored(engine) == set()
     assert writer.submit(insert(2)).result(10) == 2
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_change_undoes_the_whole_transaction(
+    engine: Engine, writer: Writer
+) -> None:
+    prepared = Prepared(insert_into(table("rows", column("n"))))
+
+    def fill(connection: Connection) -> None:
+        connection.exec_driver_sql("PRAGMA max_page_count = 3")
+        for n in range(2, 5000):
+            prepared.run(connection, n=n)
+
+    with held_back(writer):
+        first, full = writer.submit(insert(1)), writer.submit(fill)
+    for future in (first, full):
+        with pytest.raises(UnavailableError, match=r"cannot be written now .* is full"):
+            future.result(10)
+    assert stored(engine) == set()
+    assert writer.submit(insert(1)).result(10) == 1
 
 
 def test_closing_finishes_what_was_queued_and_then_refuses(engine: Engine) -> None:

@@ -25,6 +25,7 @@ from server_fixtures import (
 )
 from synthedge_core.errors import UsageError
 from synthedge_protocols.errors import MalformedError, UnavailableError
+from synthedge_protocols.prepared import Prepared
 from synthedge_protocols.writer import Writer
 from synthedge_server import store
 from synthedge_server.doctor import examine
@@ -187,7 +188,7 @@ def test_writers_of_several_connections_write_one_chain(
     engine.dispose()
 
 
-def test_text_that_postgresql_cannot_keep_is_refused_and_readers_cannot_write(
+def test_text_that_postgresql_cannot_keep_is_refused_readers_cannot_write_and_what_fails_is_told(
     postgres: PostgresServer,
 ) -> None:
     engine = open_engine(postgres.new_database())
@@ -198,6 +199,14 @@ def test_text_that_postgresql_cannot_keep_is_refused_and_readers_cannot_write(
         writer.submit(lambda c: c.execute(table.insert().values(text="a\0b"))).result()
     with engine.connect() as connection, pytest.raises(UnavailableError):
         connection.execute(table.insert().values(text="a"))
+    pause = Prepared(sa.select(sa.func.pg_sleep(1)))
+
+    def take_too_long(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("SET LOCAL statement_timeout = '50ms'")
+        pause.run(connection)
+
+    with pytest.raises(UnavailableError, match="cannot be used now"):
+        writer.submit(take_too_long).result()
     writer.close()
     engine.dispose()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from sqlalchemy import select
@@ -22,6 +23,7 @@ from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import operations, store
 from synthedge_server.discovery import run_round
+from synthedge_server.registries import Registries
 from synthedge_server.rounds import close_round, open_round
 
 pytestmark = pytest.mark.slow
@@ -74,7 +76,7 @@ async def test_a_round_opened_by_a_command_reaches_open_streams_and_tells_what_c
 
 
 async def test_what_cannot_be_taken_in_is_told_and_a_good_answer_still_counts(
-    coordinator: Consortium,
+    coordinator: Consortium, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     north, south = await coordinator.enrol("north"), await coordinator.enrol("south")
     asked = opened(coordinator)
@@ -87,7 +89,12 @@ async def test_what_cannot_be_taken_in_is_told_and_a_good_answer_still_counts(
         "refused",
         "for a reason this coordinator does not know: 'no such reason\\x1b[31m'",
     )
-    await north.submit(answer_of(north, asked, report=report_of(north)))
+    good = answer_of(north, asked, report=report_of(north))
+    with monkeypatch.context() as patched:
+        patched.setattr(Registries, "accept", Mock(side_effect=UnavailableError("disk is full")))
+        with pytest.raises(UnavailableError, match="disk is full"):
+            await north.submit(good)
+    await north.submit(good)
     await north.submit(answer_of(north, asked, refusal="paused"))
     assert closed(coordinator, asked)["north"] == ("ok", "")
 
