@@ -20,6 +20,8 @@ _SIGNATURE: Final = 0x01  # Ed25519 over the text
 _COSIGNATURE: Final = 0x04  # Ed25519 over "cosignature/v1", a time and the text
 _HASH_BYTES: Final = 32
 _MAX_BYTES: Final = 4_096
+# No database counts further.
+_MAX_SIZE: Final = 2**63 - 1
 
 
 def site_origin(consortium: str, site: str) -> str:
@@ -97,7 +99,7 @@ class SignedCheckpoint:
         if len(note) > _MAX_BYTES or not separator or len(lines) != 3 or not tail.endswith("\n"):
             raise wrong
         origin, size, root = lines
-        if not size.isascii() or not size.isdigit():
+        if not size.isascii() or not size.isdigit() or int(size) > _MAX_SIZE:
             raise wrong
         decoded = _from_base64(root)
         signatures = tuple(tail[:-1].split("\n"))

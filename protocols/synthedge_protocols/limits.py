@@ -15,6 +15,9 @@ class Limits:
     ----------
     message_bytes : int
         One gRPC message, one signed statement.
+    statement_bytes : int
+        What one signature covers, unless it carries a sealed note: a megabyte of short lists takes a tenth of a
+        second to read, and statements are read one after the other.
     chunk_bytes : int
         The most data in one upload or download chunk, and plaintext of one sealed chunk.
     sent_bytes : int
@@ -26,6 +29,8 @@ class Limits:
         One sealed transfer. The stream format itself ends at 2**32 chunks.
     payload_bytes : int
         One transfer's payload after decompression: it is held in memory.
+    digests_compared : int
+        Of statements that got a receipt, of those that wait, and of inbox messages, that a site may name at a time.
     text_bytes : int
         A reason or name that a peer wrote, UTF-8.
     sites : int
@@ -63,11 +68,13 @@ class Limits:
     """
 
     message_bytes: int = 1_048_576
+    statement_bytes: int = 65_536
     chunk_bytes: int = 524_288
     sent_bytes: int = 524_288
     padding_bytes: int = 16_384
     ciphertext_bytes: int = 4 * 1024**3
     payload_bytes: int = 256 * 1024**2
+    digests_compared: int = 4_096
     text_bytes: int = 2_000
     sites: int = 10_000
     inbox_batch: int = 64

@@ -72,11 +72,14 @@ class StatementType:
         standing policy that a steward of the site signed.
     under_dictionary : bool
         Whether the dictionary digest must be present; key statements outlive dictionaries.
+    has_note : bool
+        Whether it may carry a sealed note, which is long where many rows are withdrawn.
     """
 
     message: type[Message]
     signed_by: Literal["site", "steward", "either", "steward or policy"]
     under_dictionary: bool = True
+    has_note: bool = False
 
 
 STATEMENT_TYPES: dict[str, StatementType] = {
@@ -94,9 +97,9 @@ STATEMENT_TYPES: dict[str, StatementType] = {
     "shipment": StatementType(pb.Shipment, "site"),
     "key-request": StatementType(pb.ReleaseRequest, "site"),
     "receipt": StatementType(pb.Receipt, "either"),
-    "ending": StatementType(pb.Ending, "either"),
-    "withdrawal-notice": StatementType(pb.WithdrawalNotice, "either"),
-    "withdrawal-receipt": StatementType(pb.WithdrawalReceipt, "site"),
+    "ending": StatementType(pb.Ending, "either", has_note=True),
+    "withdrawal-notice": StatementType(pb.WithdrawalNotice, "either", has_note=True),
+    "withdrawal-receipt": StatementType(pb.WithdrawalReceipt, "site", has_note=True),
     "site-leaving": StatementType(pb.SiteLeaving, "steward"),
     "witnessed-head": StatementType(pb.WitnessedHead, "site", under_dictionary=False),
 }
@@ -276,7 +279,7 @@ def read_unverified(signed: pb.SignedStatement, *, limits: Limits) -> pb.Stateme
     Raises
     ------
     LimitExceededError
-        If it is larger than ``limits.message_bytes``.
+        If it is larger than ``limits.message_bytes``, or what was signed than its type may be.
     MalformedError
         If it does not decode, names an unknown type or carries unknown fields.
     """
@@ -289,6 +292,12 @@ def read_unverified(signed: pb.SignedStatement, *, limits: Limits) -> pb.Stateme
     statement = _decode(pb.Statement, signed.statement, "statement")
     if statement.type not in STATEMENT_TYPES:
         raise MalformedError(f"unknown statement type {statement.type[:40]!r}")
+    if not STATEMENT_TYPES[statement.type].has_note and (
+        len(signed.statement) > limits.statement_bytes
+    ):
+        raise LimitExceededError(
+            f"a '{statement.type}' of {len(signed.statement)} bytes; at most {limits.statement_bytes} are accepted"
+        )
     check_name("consortium", statement.consortium)
     check_name("site", statement.signer_site)
     return statement

@@ -20,7 +20,9 @@ from typing import Any, Final
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from synthedge_core.errors import RefusedError
+from synthedge_protocols.errors import LimitExceededError
 from synthedge_protocols.lifecycle import Event, State, is_final
+from synthedge_protocols.limits import Limits
 from synthedge_protocols.standing import Standing
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_server import store
@@ -40,6 +42,7 @@ def compare(
     broker: Broker,
     site: str,
     request: wire.CompareRequest,
+    limits: Limits,
 ) -> wire.CompareAnswer:
     """Answer what differs; freeze the site if anything does.
 
@@ -51,8 +54,20 @@ def compare(
         Who asks, as authenticated.
     request : CompareRequest
         What the site remembers.
+    limits : Limits
+        How much of it may be named.
+
+    Raises
+    ------
+    LimitExceededError
+        If it is more.
     """
     connection = transaction.connection
+    for digests in (request.sent, request.unsent, request.marks):
+        if len(digests) > limits.digests_compared:
+            raise LimitExceededError(
+                f"site '{site}' names {len(digests)} digests to compare; at most {limits.digests_compared} are"
+            )
     expected = connection.execute(
         delete(store.challenges)
         .where(store.challenges.c.site == site)
@@ -195,7 +210,8 @@ def _common_past(
 
     A coordinator that was restored gives numbers the site has read to other messages.
     """
-    read = {mark.sequence: mark.digest for mark in request.marks}
+    # A larger number is none the database can hold: nothing was written under it.
+    read = {mark.sequence: mark.digest for mark in request.marks if mark.sequence < 2**63}
     table = store.inbox
     rows = connection.execute(
         select(table.c.sequence, table.c.message).where(

@@ -193,7 +193,9 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
     async def Compare(self, request: wire.CompareRequest, context: Context) -> wire.CompareAnswer:
         """Compare what both ends remember of each other; freeze the site if it differs."""
         site = self._callers.calling(context)
-        return await self._ledger.write(lambda t: compare(t, self._broker, site, request))
+        return await self._ledger.write(
+            lambda t: compare(t, self._broker, site, request, self._limits)
+        )
 
     async def GetLogHead(self, request: wire.LogHeadRequest, context: Context) -> wire.LogHead:
         """Sign the head of the audit log, or prove that one head extends another."""

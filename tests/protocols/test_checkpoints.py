@@ -56,6 +56,16 @@ def test_a_head_of_another_log_or_key_is_refused() -> None:
         signed.verify_cosignature(KEY.public_bytes, "heart/coordinator")
 
 
+def test_a_size_beyond_what_a_database_counts_is_no_note() -> None:
+    for size, is_one in ((2**63 - 1, True), (2**63, False), (10**3_000, False)):
+        note = Checkpoint("heart", size, bytes(32)).sign(KEY).note
+        if is_one:
+            assert SignedCheckpoint.parse(note).checkpoint.size == size
+        else:
+            with pytest.raises(MalformedError, match="no signed checkpoint"):
+                SignedCheckpoint.parse(note)
+
+
 @pytest.mark.parametrize(
     "note", ["", "a\n1\n\n\n", "heart\n01\nAA==\n\n— a b\n", "heart\n1\nAA==\n\n— a b\n"]
 )

@@ -202,6 +202,16 @@ def test_a_statement_over_the_size_limit_is_refused_before_it_is_decoded(ids: Id
         check(ids, signed, limits=limits)
 
 
+def test_lists_that_take_long_to_read_are_refused_unread(ids: Identities) -> None:
+    most = ids.limits.statement_bytes
+    with pytest.raises(LimitExceededError, match=f"at most {most}"):
+        check(ids, as_steward(ids, pb.TransferRequest(features=[""] * (most // 2))))
+    # A sealed note is one field, however long, and may be.
+    note = pb.SealedNote(sealed=bytes(2 * most))
+    signed = as_site(ids, pb.Ending(transfer_id=b"t" * 32, report=note))
+    assert check(ids, signed, expected_type=pb.Ending).payload.report == note
+
+
 def test_fields_of_a_later_version_are_refused_with_advice(ids: Identities) -> None:
     unknown = b"\xfa\x06\x01x"  # field 111, one byte
     enveloped = pb.SignedStatement.FromString(as_site(ids, RECEIPT).SerializeToString() + unknown)

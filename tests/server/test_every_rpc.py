@@ -1,13 +1,14 @@
 """Every RPC of every service, found by reflection: as nobody, as another site, shut out, too large and malformed."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import pytest
 import pytest_asyncio
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from raw_calls import all_methods, call_raw
 from server_fixtures import DIGEST, Consortium, Hospital, Shipped, as_protocol_error, ship
 from synthedge_protocols.certificates import load_certificate, pem, site_csr
-from synthedge_protocols.errors import IdentityError, ProtocolError, from_status
+from synthedge_protocols.errors import IdentityError, LimitExceededError, ProtocolError, from_status
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server.operations import set_site_state
@@ -194,6 +195,40 @@ async def test_malformed_bytes_are_refused_and_break_nothing(scene: Scene) -> No
         assert n_refused
     async with as_protocol_error():
         await scene.north.stub.GetDirectory(wire.DirectoryRequest(), timeout=10)
+
+
+async def test_numbers_that_no_database_holds_are_refused_and_break_nothing(scene: Scene) -> None:
+    for name, method in METHODS.items():
+        right = CASES[name](scene)
+        for request in _with_large_numbers(type(right)):
+            try:
+                await call_raw(scene.channel(name, scene.west), method, request.SerializeToString())
+            except grpc.aio.AioRpcError as error:
+                _require_no_bug(name, request.SerializeToString(), error)
+
+
+async def test_more_digests_than_a_site_remembers_are_not_compared(scene: Scene) -> None:
+    digests = [b""] * 4_097
+    for request in (
+        wire.CompareRequest(sent=digests),
+        wire.CompareRequest(unsent=digests),
+        wire.CompareRequest(marks=[wire.InboxMark()] * 4_097),
+    ):
+        with pytest.raises(LimitExceededError, match="names 4097 digests"):
+            async with as_protocol_error():
+                await scene.west.stub.Compare(request, timeout=10)
+
+
+def _with_large_numbers(kind: type[Message]) -> Iterator[Message]:
+    """One message for each of its numbers of 64 bits, but of those inside signed bytes."""
+    for field in kind.DESCRIPTOR.fields:
+        values: list[Any] = []
+        if field.message_type is wire.InboxMark.DESCRIPTOR:
+            values = list(_with_large_numbers(wire.InboxMark))
+        elif field.type == FieldDescriptor.TYPE_UINT64:
+            values = [2**63 - 1, 2**63, 2**64 - 1]
+        for value in values:
+            yield kind(**{field.name: [value] if field.is_repeated else value})
 
 
 def _require_no_bug(name: str, data: bytes, error: grpc.aio.AioRpcError) -> None:

@@ -213,6 +213,8 @@ def verify(
 ) -> Message:
     """Check a statement as section 5 says, with what it carries unless told not to `follow` it; return its payload."""
     require(signed.ByteSize() <= 1_048_576, "size")
+    has_note = expected in ("ending", "withdrawal-notice", "withdrawal-receipt")
+    require(has_note or len(signed.statement) <= 65_536, "size of the statement")
     statement = pb.Statement.FromString(signed.statement)
     message, who, under_dictionary = TYPES[expected]
     payload = message.FromString(statement.payload)
