@@ -15,6 +15,8 @@ class Limits:
     ----------
     message_bytes : int
         One gRPC message, one signed statement.
+    stranger_bytes : int
+        One message at the enrolment port, where anybody may call.
     statement_bytes : int
         What one signature covers, unless it carries a sealed note: a megabyte of short lists takes a tenth of a
         second to read, and statements are read one after the other.
@@ -68,6 +70,7 @@ class Limits:
     """
 
     message_bytes: int = 1_048_576
+    stranger_bytes: int = 65_536
     statement_bytes: int = 65_536
     chunk_bytes: int = 524_288
     sent_bytes: int = 524_288

@@ -58,6 +58,10 @@ _WINDOW_BYTES: Final = 512 * 1024
 _TICK_S: Final = 0.5
 _METADATA_BYTES: Final = 8 * 1024
 _STRANGER_MS: Final = 60_000
+# Calls under way on one connection; more wait at the caller. gRPC takes messages in whole before anybody looks at who
+# calls, so this times the largest one is what each connection may make this process hold, some three times over.
+_AT_ONCE: Final = 32
+_STRANGER_AT_ONCE: Final = 8
 _MAX_FILES: Final = 65_536
 _PACKAGE: Final = "synthedge_protocols.v1"
 
@@ -337,7 +341,12 @@ async def _start(
     servicer = CoordinatorServicer(callers, intake, broker, renewal, heads, ledger, limits)
 
     watched = Watched(folder, settings, ledger, tallies)
-    sites = _server(Boundary(callers.site_of, _admission(limits, tallies), limits, tallies), limits)
+    sites = _server(
+        Boundary(callers.site_of, _admission(limits, tallies), limits, tallies),
+        limits,
+        ("grpc.max_receive_message_length", limits.message_bytes),
+        ("grpc.max_concurrent_streams", _AT_ONCE),
+    )
     rpc.add_CoordinatorServicer_to_server(servicer, sites)
     watched.add_services(sites, f"{_PACKAGE}.Coordinator")
     strangers = Boundary(_anybody_over_tls_13, _admission(limits, tallies), limits, tallies)
@@ -345,6 +354,8 @@ async def _start(
     enrolment = _server(
         strangers,
         limits,
+        ("grpc.max_receive_message_length", limits.stranger_bytes),
+        ("grpc.max_concurrent_streams", _STRANGER_AT_ONCE),
         ("grpc.max_connection_age_ms", _STRANGER_MS),
         ("grpc.max_connection_age_grace_ms", _STRANGER_MS),
     )
@@ -400,10 +411,9 @@ def _admission(limits: Limits, tallies: Tallies) -> Admission:
 
 def _server(boundary: Boundary, limits: Limits, *more: tuple[str, Any]) -> grpc.aio.Server:
     options: list[tuple[str, Any]] = [
-        ("grpc.max_receive_message_length", limits.message_bytes),
+        # It counts calls that have ended, and breaks those of who stays within the bound.
+        ("grpc.http.overload_protection", 0),
         ("grpc.max_metadata_size", _METADATA_BYTES),
-        # Refused ones wait too, see `rates`.
-        ("grpc.max_concurrent_streams", 2 * (limits.calls_at_once + limits.streams_at_once)),
         ("grpc.max_allowed_incoming_connections", limits.connections),
         ("grpc.server_handshake_timeout_ms", int(1000 * limits.handshake_timeout_s)),
         # A port taken by another process must fail, not be shared.
