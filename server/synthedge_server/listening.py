@@ -52,8 +52,9 @@ class Listener:
             If the database is away.
         """
         try:
-            return await self._connect()
-        except psycopg.Error:
+            async with asyncio.timeout(_CHECK_S):
+                return await self._connect()
+        except (psycopg.Error, TimeoutError):
             raise UnavailableError("the coordinator's database cannot be used now") from None
 
     async def _connect(self) -> psycopg.AsyncConnection[Any]:
@@ -74,7 +75,7 @@ class Listener:
     async def run(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Listen until cancelled, first on a connection of `connect`; raises RefusedError as that."""
         while True:
-            with contextlib.suppress(psycopg.Error):
+            with contextlib.suppress(psycopg.Error, TimeoutError):
                 async with connection:
                     self.is_up = True
                     # Whatever happened while nobody listened.
@@ -82,7 +83,8 @@ class Listener:
                     while True:
                         async for note in connection.notifies(timeout=_CHECK_S):
                             self._ledger.hear(note.payload)
-                        await connection.execute("SELECT 1")
+                        async with asyncio.timeout(_CHECK_S):
+                            await connection.execute("SELECT 1")
             self.is_up = False
             log("listening-again")
             while True:

@@ -39,6 +39,10 @@ _BEGIN_WRITE: Final = (
 )
 _QUIET_S: Final = 10.0
 _DOWN_S: Final = 1.0
+# A server that is frozen, with a machine or a pooler that still takes what is sent, is waited for no longer. Readers
+# wait on the event loop; writers longer than the server lets a statement take.
+_READER_WAITS_S: Final = 5.0
+_WRITER_WAITS_S: Final = 35.0
 
 
 def connect_arguments(url: str, password: str | None = None) -> dict[str, Any]:
@@ -68,6 +72,37 @@ def connect_arguments(url: str, password: str | None = None) -> dict[str, Any]:
     return arguments
 
 
+class SilentError(psycopg.OperationalError):
+    """The server says nothing."""
+
+
+class PatientConnection(psycopg.Connection[Any]):
+    """A connection that is given up when the server says nothing, instead of waiting for ever.
+
+    Attributes
+    ----------
+    patience_s : float or None
+        How long one statement is waited for. Unit: seconds; None: for ever.
+    """
+
+    patience_s: float | None = _READER_WAITS_S
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        """Do what psycopg does, for so long."""
+        patience_s = self.patience_s
+        if patience_s is None or timeout is not None:
+            return super().wait(gen, interval, timeout)
+        started_s = time.monotonic()
+        try:
+            return super().wait(gen, interval, patience_s)
+        except psycopg.OperationalError:
+            if time.monotonic() - started_s < patience_s:
+                raise
+        # What the server may still answer is nobody's answer any more.
+        self.close()
+        raise SilentError(f"the server said nothing for {patience_s:g} s")
+
+
 def postgres_engine(url: str, arguments: dict[str, Any]) -> Engine:
     """Open a database that is there, of a version and encoding that will do.
 
@@ -94,21 +129,33 @@ def postgres_engine(url: str, arguments: dict[str, Any]) -> Engine:
     down_until = told = 0.0
 
     @event.listens_for(engine, "do_connect")
-    def connect(dialect: Dialect, _record: Any, _args: Any, arguments: dict[str, Any]) -> Any:
+    def connect(_dialect: Dialect, _record: Any, _args: Any, arguments: dict[str, Any]) -> Any:
         nonlocal down_until
-        if time.monotonic() < down_until:
+        started_s = time.monotonic()
+        if started_s < down_until:
             # Everybody would wait for the same time-out, one after the other.
             raise UnavailableError(_AWAY)
         try:
-            return dialect.connect(**arguments)
+            return PatientConnection.connect(**arguments)
         except psycopg.OperationalError:
-            down_until = time.monotonic() + _DOWN_S
+            # At most half of the time goes into waiting.
+            ended_s = time.monotonic()
+            down_until = ended_s + max(_DOWN_S, ended_s - started_s)
             raise
+
+    @event.listens_for(engine, "checkin")
+    def returned(connection: Any, _record: Any) -> None:
+        if connection is not None:
+            connection.patience_s = _READER_WAITS_S
 
     @event.listens_for(engine, "handle_error")
     def explain(context: ExceptionContext) -> None:
-        nonlocal told
+        nonlocal down_until, told
         error = context.original_exception
+        if isinstance(error, SilentError):
+            down_until = time.monotonic() + _READER_WAITS_S
+        if context.is_pre_ping:
+            return  # another connection is made
         if isinstance(error, psycopg.DataError):
             raise MalformedError("a text holds characters that no database keeps") from None
         if isinstance(error, psycopg.errors.InsufficientPrivilege):
@@ -138,6 +185,7 @@ def postgres_engine(url: str, arguments: dict[str, Any]) -> Engine:
         level = psycopg.IsolationLevel
         raw.isolation_level = level.READ_COMMITTED if writes else level.REPEATABLE_READ
         raw.read_only = not writes
+        raw.patience_s = _WRITER_WAITS_S if writes or snapshot else _READER_WAITS_S
         if writes:
             connection.exec_driver_sql(_BEGIN_WRITE)
 

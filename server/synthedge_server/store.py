@@ -372,3 +372,4 @@ def take_time(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         for limit in ("statement_timeout", "idle_in_transaction_session_timeout"):
             connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
+        connection.connection.dbapi_connection.patience_s = None  # type: ignore[union-attr]

@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -26,7 +27,7 @@ from server_fixtures import (
 from synthedge_core.errors import UsageError
 from synthedge_protocols.errors import MalformedError, UnavailableError
 from synthedge_protocols.prepared import Prepared
-from synthedge_protocols.writer import Writer
+from synthedge_protocols.writer import WRITES, Writer
 from synthedge_server import store
 from synthedge_server.doctor import examine
 from synthedge_server.ledger import Transaction
@@ -225,6 +226,29 @@ def test_who_stalls_with_the_lock_is_cut_off_and_holds_nobody_up(postgres: Postg
         # Waits for the lock, and gets it.
         assert writer.submit(lambda c: c.exec_driver_sql("SELECT 1").scalar_one()).result() == 1
     writer.close()
+    engine.dispose()
+
+
+def test_a_server_that_says_nothing_is_given_up_and_for_a_while_asked_by_nobody(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synthedge_server.postgres._READER_WAITS_S", 0.3)
+    engine = open_engine(postgres.new_database())
+    started_s = time.monotonic()
+    with engine.connect() as reader, pytest.raises(UnavailableError, match="cannot be used now"):
+        reader.exec_driver_sql("SELECT pg_sleep(5)")
+    with pytest.raises(UnavailableError), engine.connect():
+        pass
+    assert time.monotonic() - started_s < 2
+    time.sleep(0.3)
+    with engine.execution_options(**{WRITES: True}).begin() as writer:
+        writer.exec_driver_sql("SELECT pg_sleep(0.4)")
+    # Its connection is a reader's again, and one that broke in the pool is made anew.
+    postgres.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'COMMIT%'"
+    )
+    with engine.connect() as reader:
+        assert reader.exec_driver_sql("SELECT 1").scalar_one() == 1
     engine.dispose()
 
 

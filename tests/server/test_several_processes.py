@@ -4,6 +4,8 @@ They share this process but nothing else; `test_rolling_restart` does the same w
 """
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -119,19 +121,31 @@ async def test_a_message_written_by_one_reaches_a_stream_at_the_other_at_once(tw
 
 
 async def test_who_lost_the_connection_that_listens_looks_and_listens_again(
-    two: Two, postgres: PostgresServer
+    two: Two, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("synthedge_server.listening._CHECK_S", 0.5)
+    listening = (
+        "FROM pg_stat_activity WHERE application_name = 'synthedge-coordinator'"
+        " AND (query LIKE 'LISTEN%' OR query = 'SELECT 1')"
+    )
     north, south = await two.enrol("north", two.first), await two.enrol("southern", two.second)
     waiting = await next_message(south)
-    postgres.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
-        " OR query = 'SELECT 1' AND application_name = 'synthedge-coordinator'"
-    )
+    postgres.execute(f"SELECT pg_terminate_backend(pid) {listening}")
     await until(lambda: not any(two.listeners))
     signed = north.sign_as_steward(request_of(north, "southern"))
     await north.submit(signed)
     assert (await waiting).statement == signed
     await until(lambda: all(two.listeners))
+    # One that stays open and says nothing is lost too.
+    frozen = postgres.answers(f"SELECT pid {listening}")
+    try:
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        await until(lambda: not any(two.listeners))
+        await until(lambda: all(two.listeners))
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
 
 
 async def test_suspending_a_site_ends_its_streams_everywhere_within_a_second(two: Two) -> None:

@@ -33,6 +33,11 @@ class PostgresServer:
             for statement in statements:
                 connection.execute(statement)
 
+    def answers(self, query: str) -> list[Any]:
+        """The first column of what it answers."""
+        with psycopg.connect(self.url("postgres")) as connection:
+            return [row[0] for row in connection.execute(query)]
+
     def url(self, database: str) -> str:
         """As coordinator.toml names it."""
         return f"postgresql://postgres@/{database}?host={self._server.get_uri().rpartition('=')[2]}"
