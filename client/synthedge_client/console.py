@@ -110,7 +110,9 @@ def emit(data: Any, *, as_json: bool, render: "Callable[[Console], None] | None"
 
         # A file or a pipe has no width; 80 columns would cut what a pager shows.
         width = None if sys.stdout.isatty() else 120
-        render(Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False))
+        # Nothing printed here is markup: a column, a level or a peer's reason may be "[/b]" or ":x:".
+        out = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
+        render(out)
 
 
 def print_line(text: str) -> None:

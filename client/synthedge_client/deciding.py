@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from synthedge_core.errors import UsageError
 from synthedge_protocols.limits import Limits
+from synthedge_protocols.texts import printable
 from synthedge_protocols.v1 import statements_pb2 as pb
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class GateItself(_SiteKey):
 
 
 def check_reason(reason: str) -> str:
-    """Return a reason that can be sent to the other side.
+    """Return a reason that can be sent to the other side, on one line.
 
     Raises
     ------
@@ -62,4 +63,4 @@ def check_reason(reason: str) -> str:
         raise UsageError(
             f"a reason of {size} bytes; write 1 to {LIMITS.text_bytes}: it goes to the other side, so name no patient"
         )
-    return reason
+    return printable(reason)

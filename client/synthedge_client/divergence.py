@@ -20,6 +20,7 @@ from synthedge_client.site import Site
 from synthedge_client.stewards import Steward
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.errors import UnavailableError
+from synthedge_protocols.texts import printable
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 
@@ -78,9 +79,10 @@ def compare(site: Site, connection: Connection) -> None:
         return
     missing = [digest.hex() for digest in answer.missing]
     with site.store.write() as transaction:
-        fact = json.dumps({"reason": answer.reason, "missing": missing})
+        reason = printable(answer.reason)
+        fact = json.dumps({"reason": reason, "missing": missing})
         store.set_fact(transaction, FROZEN_FACT, fact)
-        store.record(transaction, "frozen", "agent", reason=answer.reason, missing=missing)
+        store.record(transaction, "frozen", "agent", reason=reason, missing=missing)
     refuse_if_frozen(site)
 
 

@@ -19,6 +19,7 @@ from synthedge_core.errors import RefusedError, UsageError
 from synthedge_core.grids import NamedGrid, count
 from synthedge_core.hole_words import explain_hole
 from synthedge_core.holes import Hole, find_holes, population_holes, rank_holes
+from synthedge_protocols.texts import printable
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 
 HintT = TypeVar("HintT", wire.HoleProfile, wire.Proposals)
@@ -183,7 +184,7 @@ def choose_region(site: Site, typed: str, donor: str | None) -> Region:
         if proposed.donor == donor or (
             donor is None and (proposed.donor, name, proposed.donor_voxel) not in asked
         ):
-            return Region(grid, proposed.donor_voxel, proposed.donor, proposed.reason)
+            return Region(grid, proposed.donor_voxel, proposed.donor, printable(proposed.reason))
     if donor is not None:
         return Region(
             grid, voxel, donor, "named by the steward; the coordinator does not propose it"
@@ -229,7 +230,7 @@ def _proposed(
             donor_voxel=grid.flat_of(tuple(p.donor_voxel)),
             similarity=p.similarity,
             rank=p.rank,
-            reason=p.reason,
+            reason=printable(p.reason),
         )
         for p in proposals.proposals
         if p.grid == grid.name

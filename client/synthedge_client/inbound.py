@@ -49,6 +49,7 @@ from synthedge_protocols.statements import (
     type_name,
     verify,
 )
+from synthedge_protocols.texts import printable
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 
@@ -118,7 +119,7 @@ def apply(site: Site, message: wire.InboxMessage) -> None:
                 "agent",
                 sequence=message.sequence,
                 kind=message.WhichOneof("body") or "empty",
-                reason=str(error),
+                reason=printable(str(error)),
             )
         connection.execute(
             store.inbox.update()
@@ -325,7 +326,7 @@ def _receive_receipt(
     ):
         raise VerificationError("a receipt names other bytes or rows than this site sent")
     event = Event.ACCEPT if receipt.accepted else Event.REFUSE
-    reason = receipt.reason[: LIMITS.text_bytes]
+    reason = printable(receipt.reason[: LIMITS.text_bytes])
     move(
         connection,
         transfer,
@@ -346,7 +347,8 @@ def _end(
             connection, "transfer had ended", who, transfer_id=transfer.id.hex(), event=event.value
         )
         return
-    move(connection, transfer, event, actor, who, reason=reason[: LIMITS.text_bytes], payload=None)
+    reason = printable(reason[: LIMITS.text_bytes])
+    move(connection, transfer, event, actor, who, reason=reason, payload=None)
     if transfer.role == "recipient":
         delete_samples(connection, transfer)
     elif transfer.state in _NOTHING_LEFT:

@@ -215,7 +215,7 @@ def columns_table(columns: "Sequence[Column]") -> "Table":
     for column in columns:
         table.add_row(
             column.name,
-            column.kind or "[dim]not used[/]",
+            column.kind or "not used",
             column.reason,
             str(len(column.levels)) if column.has_levels else "",
             str(column.n_missing) if column.n_missing else "",

@@ -44,6 +44,7 @@ from synthedge_protocols.errors import (
 from synthedge_protocols.lifecycle import Event, Party, State, is_final
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.statements import read_unverified
+from synthedge_protocols.texts import printable
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_protocols.withdrawal import (
     NOTICE_ID_BYTES,
@@ -259,7 +260,7 @@ def _carry_out(site: Site, connection: sa.Connection, notice_id: bytes) -> None:
         .where(store.withdrawals.c.notice_id == notice_id)
         .values(
             state=after.value,
-            reason=body.reason[:500],
+            reason=printable(body.reason[:500]),
             rows=report.rows_purged + report.rows_corrected,
             settled_at_ms=store.now_ms(),
             report=json.dumps(fields),

@@ -5,6 +5,7 @@ import sqlalchemy as sa
 from synthedge_client import store
 from synthedge_core.errors import RefusedError
 from synthedge_protocols.standing import ACTIONS, Standing
+from synthedge_protocols.texts import printable
 
 STANDING = "standing"
 
@@ -37,8 +38,9 @@ def peer_stands(connection: sa.Connection, peer: str, standing: str, reason: str
         A standing, or an action as the peer's steward signed it.
     """
     word = ACTIONS[standing].value if standing in ACTIONS else standing
-    text = None if word == Standing.ACTIVE else f"{word[:20]}: {reason[:500]}"
+    word, reason = printable(word[:20]), printable(reason[:500])
+    text = None if word == Standing.ACTIVE else f"{word}: {reason}"
     connection.execute(store.peers.update().where(store.peers.c.site == peer).values(standing=text))
     store.record(
-        connection, "peer stands", who, peer=peer[:64], standing=word[:20], reason=reason[:500]
+        connection, "peer stands", who, peer=printable(peer[:64]), standing=word, reason=reason
     )

@@ -44,6 +44,7 @@ from synthedge_protocols.lifecycle import Party, State
 from synthedge_protocols.purposes import is_duo_code
 from synthedge_protocols.sealed_notes import note_bytes, rows_of_note
 from synthedge_protocols.statements import Verified
+from synthedge_protocols.texts import printable
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_protocols.withdrawal import (
     NOTICE_ID_BYTES,
@@ -347,10 +348,10 @@ def report_fields(report: pb.PurgeReport) -> dict[str, Any]:
         "rows_not_held": report.rows_not_held,
         "copies": [
             {
-                "name": copy.name,
-                "kind": copy.kind,
+                "name": printable(copy.name),
+                "kind": printable(copy.kind),
                 "rows": copy.rows,
-                "state": copy.state,
+                "state": printable(copy.state),
                 "sha256": copy.sha256.hex(),
             }
             for copy in report.copies

@@ -5,6 +5,8 @@ from typing import ClassVar
 
 import grpc
 
+from synthedge_protocols.texts import printable
+
 __all__ = [
     "ERROR_NAME_KEY",
     "STATUS",
@@ -208,7 +210,7 @@ def from_status(
     ProtocolError
         To be raised by the caller; of the root type when the status says nothing better.
     """
-    text = "".join(c if c.isprintable() else " " for c in (details or "")[:_MAX_DETAILS]).strip()
+    text = printable((details or "")[:_MAX_DETAILS]).strip()
     text = text or f"the peer answered {code.name} without a reason"
     metadata = dict(trailing_metadata or ())
     named = _BY_NAME.get(str(metadata.get(ERROR_NAME_KEY, "")))

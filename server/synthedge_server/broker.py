@@ -31,6 +31,7 @@ from synthedge_protocols.prepared import Prepared
 from synthedge_protocols.rotation import site_key_id
 from synthedge_protocols.standing_policies import require_authority
 from synthedge_protocols.statements import Verified, transfer_id
+from synthedge_protocols.texts import printable
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import store
@@ -404,7 +405,7 @@ class Broker:
             raise LimitExceededError(
                 f"a reason of {len(reason.encode())} bytes; at most {self._limits.text_bytes} are kept"
             )
-        return reason
+        return printable(reason)
 
 
 def _drop_upload(transaction: Transaction, identifier: bytes) -> None:

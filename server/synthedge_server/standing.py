@@ -16,6 +16,7 @@ from synthedge_protocols.lifecycle import State
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.standing import ACTIONS, UNFINISHED, Standing, ending_of
 from synthedge_protocols.statements import Verified
+from synthedge_protocols.texts import printable
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import store
@@ -176,7 +177,7 @@ class OwnWill:
             self._broker,
             verified.site,
             standing,
-            wish.reason,
+            printable(wish.reason),
             by=f"{verified.site}: {verified.signer.name}",
             statement=verified.signed,
         )

@@ -11,6 +11,7 @@ import typer
 
 from synthedge_client import console
 from synthedge_client.cli import app
+from synthedge_client.cli_options import lines, table
 from synthedge_core.errors import DisclosureRefusedError, RefusedError, TableError
 from synthedge_protocols.errors import ConsentError, IdentityError
 
@@ -49,6 +50,17 @@ def test_an_error_ends_as_its_exit_code_and_one_sentence(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["bp[mmHg]", "[/bold]", "[link=http://evil.example]x[/link]", ":x:"]
+)
+def test_what_looks_like_markup_is_shown_as_it_is(
+    capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    for render in (table(text, ["reason"], [[text]]), lines(text)):
+        console.emit({}, as_json=False, render=render)
+        assert text in capsys.readouterr().out
 
 
 def test_a_bug_shows_where_but_not_the_text_of_the_error(

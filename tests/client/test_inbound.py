@@ -261,13 +261,17 @@ def test_a_refusal_is_believed_and_a_false_receipt_is_not(pair: Pair) -> None:
 def test_a_transfer_that_ends_by_rule_ends_on_both_sides(pair: Pair, state: str) -> None:
     north, south = pair
     transfer = approved(north, south)
-    ended = wire.TransferEnded(transfer_id=transfer.id, state=state, reason="a rule")
+    ended = wire.TransferEnded(transfer_id=transfer.id, state=state, reason="a\x1b[2Jrule\n\u202e")
 
     for site in pair:
         assert arrives(site, ended=ended) is None
         assert arrives(site, ended=ended) is None  # told twice, ended once
         record = transfer_at(site, transfer.id)
-        assert (record.state.value, record.reason, record.has_manifest) == (state, "a rule", False)
+        assert (record.state.value, record.reason, record.has_manifest) == (
+            state,
+            "a [2Jrule  ",
+            False,
+        )
     assert selected(south) == set()
 
 

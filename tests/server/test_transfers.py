@@ -29,7 +29,7 @@ from synthedge_protocols.sealing import Sealed, open_sealed
 from synthedge_protocols.statements import transfer_id
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import store
-from synthedge_server.operations import reading, set_site_state
+from synthedge_server.operations import reading, rows, set_site_state
 
 PAYLOAD = b"rows that only the recipient may read " * 1000
 
@@ -242,7 +242,7 @@ async def test_a_declined_request_ends_with_the_stewards_own_words(
     request = request_of(north, "south")
     await north.submit(north.sign_as_steward(request))
     identifier = transfer_id(request.SerializeToString(deterministic=True))
-    ending = pb.Ending(transfer_id=identifier, state="DECLINED", reason="not available")
+    ending = pb.Ending(transfer_id=identifier, state="DECLINED", reason="not\0\n\x1b[2Javailable")
 
     with pytest.raises(PolicyError, match="must be signed by the steward"):
         await south.submit(south.sign(ending))
@@ -254,6 +254,10 @@ async def test_a_declined_request_ends_with_the_stewards_own_words(
     await south.submit(signed)
 
     assert state_of(coordinator, identifier) == "DECLINED"
+    # On the record without what a terminal obeys or PostgreSQL cannot keep; in the statement as it was signed.
+    transfers = store.transfers.c
+    kept = rows(coordinator.folder, select(transfers.reason).where(transfers.state == "DECLINED"))
+    assert kept == [{"reason": "not   [2Javailable"}]
     assert (await north.inbox())[-1].statement == signed
 
 
