@@ -91,6 +91,9 @@ def serve(
     enrolment_listen: Annotated[
         str | None, typer.Option(help="Instead of coordinator.toml's.")
     ] = None,
+    metrics_listen: Annotated[
+        str | None, typer.Option(help="Instead of coordinator.toml's.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run the coordinator in the foreground until SIGTERM or Ctrl-C; log lines go to stderr."""
@@ -99,7 +102,12 @@ def serve(
 
     from synthedge_server.log import log_to_stderr
     from synthedge_server.serve import serve as run_server
-    from synthedge_server.settings import Address, parse_address, read_settings
+    from synthedge_server.settings import (
+        Address,
+        parse_address,
+        parse_metrics_address,
+        read_settings,
+    )
 
     log_to_stderr()
 
@@ -115,6 +123,8 @@ def serve(
         settings = replace(settings, listen=parse_address(listen))
     if enrolment_listen is not None:
         settings = replace(settings, enrolment_listen=parse_address(enrolment_listen))
+    if metrics_listen is not None:
+        settings = replace(settings, metrics_listen=parse_metrics_address(metrics_listen))
     asyncio.run(run_server(CoordinatorFolder(folder), settings, announce))
 
 

@@ -173,7 +173,7 @@ def _database(connection: Connection) -> list[Problem]:
                 Problem(
                     "the database's connection",
                     "goes over a network, and does not check whom it speaks to",
-                    "add ?sslmode=verify-full to 'database' in coordinator.toml",
+                    "add ?sslmode=verify-full&sslrootcert=FILE to 'database' in coordinator.toml",
                 )
             )
     try:

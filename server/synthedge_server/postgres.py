@@ -9,6 +9,7 @@ Rules
 """
 
 import logging
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -249,13 +250,21 @@ def _look(url: str, arguments: dict[str, Any]) -> None:
 
 
 def _why(line: str) -> str:
-    # Before somebody is let in libpq gives no code, only the server's sentence.
+    # Before somebody is let in libpq gives no code, only a sentence.
+    if (
+        re.search("certificate|SSL|no encryption|private key", line)
+        and "authentication" not in line
+    ):
+        return (
+            f"cannot be reached by TLS: {line}; check sslmode in 'database' of coordinator.toml, and name the file of "
+            "the certificate authority by sslrootcert there"
+        )
     if "password" in line or "authentication" in line or "pg_hba" in line or "role" in line:
         return (
             f"lets nobody in: {line}; check the user in 'database' of coordinator.toml and the password "
             "(PGPASSFILE, PGPASSWORD or database_password_file)"
         )
-    if "does not exist" in line:
+    if re.search('database ".*" does not exist', line):
         return f"is not there: {line}; make it with createdb, or correct 'database' in coordinator.toml"
     return f"cannot be reached: {line}; check that PostgreSQL runs there, and 'database' in coordinator.toml"
 

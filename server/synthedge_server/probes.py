@@ -75,7 +75,8 @@ class Probes:
             self._server = _Server((address.host, address.port), Handler)
         except OSError:
             raise UnavailableError(
-                f"cannot listen on {address}: the port is taken; change 'metrics_listen' in coordinator.toml"
+                f"cannot listen on {address}: the port is taken; change 'metrics_listen' in coordinator.toml, or start "
+                "this one of several processes with a --metrics-listen of its own"
             ) from None
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(

@@ -105,10 +105,14 @@ def check_database(url: str) -> None:
     """
     try:
         parts = urlsplit(url)
+        _ = parts.port  # looks only now whether it is a number
     except ValueError:
         parts = urlsplit("")
     if parts.scheme not in ("postgresql", "postgresql+psycopg") or not parts.path.strip("/"):
-        raise UsageError("the database is named as postgresql://USER@HOST:PORT/NAME")
+        raise UsageError(
+            "the database is named as postgresql://USER@HOST:PORT/NAME; one on several hosts as "
+            "postgresql://USER@/NAME?host=HOST,HOST&port=PORT,PORT"
+        )
     if parts.password is not None or "password" in parts.query:
         raise UsageError(
             "the database's URL holds a password; give it by PGPASSFILE, PGPASSWORD or database_password_file"
@@ -167,11 +171,7 @@ def parse_settings(text: str) -> Settings:
     metrics = reader.text("metrics_listen")
     if metrics is not None:
         try:
-            metrics_listen = _loopback(
-                parse_address(metrics),
-                "where alone metrics and probes are answered, for they have no login; name e.g. 127.0.0.1:9464, and "
-                "let an agent of this machine pass them on",
-            )
+            metrics_listen = parse_metrics_address(metrics)
         except UsageError as error:
             problems.append(f"coordinator.toml: metrics_listen: {error}")
     reflection = reader.boolean("reflection")
@@ -189,6 +189,15 @@ def parse_settings(text: str) -> Settings:
         flower_listen=flower_listen,
         metrics_listen=metrics_listen,
         reflection=reflection,
+    )
+
+
+def parse_metrics_address(text: str) -> Address:
+    """Read where metrics are answered; raises UsageError as `parse_address`, and unless it is on loopback."""
+    return _loopback(
+        parse_address(text),
+        "where alone metrics and probes are answered, for they have no login; name e.g. 127.0.0.1:9464, and "
+        "let an agent of this machine pass them on",
     )
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from postgres_server import PostgresServer, open_engine, postgres_server
+from postgres_server import PostgresServer, open_engine, over_tls, postgres_server
 from server_fixtures import (
     LIMITS,
     Clock,
@@ -25,11 +26,14 @@ from server_fixtures import (
     new_folder,
 )
 from synthedge_core.errors import UsageError
+from synthedge_protocols.certificates import create_ca, issue_server_certificate, pem
 from synthedge_protocols.errors import MalformedError, UnavailableError
+from synthedge_protocols.keys import TlsKey
 from synthedge_protocols.prepared import Prepared
 from synthedge_protocols.writer import WRITES, Writer
 from synthedge_server import store
 from synthedge_server.doctor import examine
+from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.ledger import Transaction
 from synthedge_server.operations import change, reading, rows
 from synthedge_server.postgres import WRITE_LOCK, connect_arguments
@@ -64,6 +68,7 @@ def events(consortium: Consortium, action: str) -> list[dict[str, Any]]:
         ("postgresql://me@localhost/heart?sslpassword=hunter2", "URL holds a password"),
         ("mysql://me@localhost/heart", "named as postgresql://USER@HOST:PORT/NAME"),
         ("postgresql://me@localhost", "named as postgresql://USER@HOST:PORT/NAME"),
+        ("postgresql://me@a:5432,b:5432/heart", r"several hosts as .*\?host=HOST,HOST&port"),
     ],
 )
 def test_a_url_that_leads_nowhere_is_one_sentence(tmp_path: Path, url: str, sentence: str) -> None:
@@ -111,6 +116,39 @@ def test_a_password_comes_from_a_private_file_and_is_written_nowhere(
     assert "hunter2" not in "".join(
         path.read_text("latin-1") for path in folder.path.rglob("*") if path.is_file()
     )
+
+
+async def test_a_database_over_tls_is_the_one_it_says_it_is_or_not_taken(
+    postgres: PostgresServer, tmp_path: Path
+) -> None:
+    url, now = postgres.new_database(), datetime.now(UTC)
+    (key, ca), (_, other) = create_ca("heart", now=now), create_ca("heart", now=now)
+    server = TlsKey.generate()
+    leaf = issue_server_certificate(key, ca, server, names=["localhost"], now=now)
+    (tmp_path / "server.pem").write_bytes(server.pem() + pem(leaf))
+    for name, certificate in (("ca", ca), ("other", other)):
+        (tmp_path / f"{name}.pem").write_bytes(pem(certificate))
+    async with over_tls(url, tmp_path / "server.pem") as port:
+
+        async def begin(host: str, authority: str) -> CoordinatorFolder:
+            query = f"sslmode=verify-full&sslrootcert={tmp_path / authority}.pem"
+            over = f"postgresql://postgres@{host}:{port}/{sa.make_url(url).database}"
+            return await asyncio.to_thread(
+                new_folder, tmp_path / "coordinator", database=f"{over}?{query}"
+            )
+
+        for host, authority, sentence in (
+            ("localhost", "missing", "does not exist"),
+            ("localhost", "other", "verify failed"),
+            ("127.0.0.1", "ca", "does not match"),
+        ):
+            with pytest.raises(
+                UnavailableError, match=f"by TLS: .*{sentence}.* by sslrootcert there"
+            ):
+                await begin(host, authority)
+        folder = await begin("localhost", "ca")
+        version = await asyncio.to_thread(rows, folder, sa.select(store.dictionaries.c.version))
+    assert version == [{"version": 1}]
 
 
 async def test_a_database_that_goes_away_and_comes_back_needs_no_restart(
@@ -298,7 +336,7 @@ def test_the_doctor_names_a_connection_that_leaves_the_machine_unchecked(
     assert [p for p in examine(folder) if p.subject == "the database's connection"] == []
     monkeypatch.setattr(psycopg.ConnectionInfo, "host", "db.example.org")
     assert [p.next_step for p in examine(folder) if p.subject == "the database's connection"] == [
-        "add ?sslmode=verify-full to 'database' in coordinator.toml"
+        "add ?sslmode=verify-full&sslrootcert=FILE to 'database' in coordinator.toml"
     ]
 
 

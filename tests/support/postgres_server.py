@@ -1,11 +1,14 @@
 """A real PostgreSQL for a test process: started at its first use, a new database for each test."""
 
+import asyncio
 import itertools
+import ssl
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from socket import AF_INET
 from typing import Any
 
 import psycopg
@@ -81,6 +84,32 @@ class PostgresServer:
             bin_path=server.bin_path,
             user=server.system_user,
         )
+
+
+@asynccontextmanager
+async def over_tls(url: str, certificate: Path) -> AsyncIterator[int]:
+    """Speak TLS in front of a server, whose own program was built without it; yields the port."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    socket = f"{url.rpartition('=')[2]}/.s.PGSQL.5432"
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+        writer.close()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)  # "may we speak TLS?"
+        writer.write(b"S")
+        with suppress(OSError):
+            await writer.start_tls(context)
+            there = await asyncio.open_unix_connection(socket)
+            await asyncio.gather(carry(reader, there[1]), carry(there[0], writer))
+
+    server = await asyncio.start_server(take, "localhost", 0, family=AF_INET)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
 
 
 def open_engine(url: str) -> Engine:

@@ -136,7 +136,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_sites_notice_nothing_of_a_rolling_restart_and_of_a_kill(
     postgres: PostgresServer, tmp_path: Path
 ) -> None:
-    front, first, second = free_ports(2), free_ports(2), free_ports(2)
+    front, first, second = free_ports(2), free_ports(3), free_ports(3)
     folder = new_folder(
         tmp_path / "coordinator",
         sites_port=front[0],
@@ -146,11 +146,16 @@ async def test_sites_notice_nothing_of_a_rolling_restart_and_of_a_kill(
     consortium = Consortium(folder, Clock())
     consortium.sites_port, consortium.enrolment_port = front
     options = [
-        (f"--listen=127.0.0.1:{ports[0]}", f"--enrolment-listen=127.0.0.1:{ports[1]}")
+        tuple(
+            f"--{option}=127.0.0.1:{port}"
+            for option, port in zip(
+                ("listen", "enrolment-listen", "metrics-listen"), ports, strict=True
+            )
+        )
         for ports in (first, second)
     ]
     async with AsyncExitStack() as stack:
-        for port, backends in zip(front, zip(first, second, strict=True), strict=True):
+        for port, backends in zip(front, zip(first, second, strict=True), strict=False):
             await stack.enter_async_context(balanced(port, list(backends)))
         processes = []
         for each in options:
