@@ -46,6 +46,9 @@ class Limits:
         Calls of one site, in the long run and at a time; at the enrolment port of one address.
     statements_per_s, statements_burst : float
         Those of them that change something.
+    kept_bytes_per_s, kept_bytes_burst : float
+        Of what changes something, refused or not: it is kept, here and in other sites' inboxes. 4 KiB/s are 350 MB
+        a day; a transfer has some 5 kB.
     bytes_per_s : float
         Sealed bytes of one site in and out. What is faster is held back, not refused.
     calls_at_once, streams_at_once : int
@@ -86,6 +89,8 @@ class Limits:
     calls_burst: float = 1_000.0
     statements_per_s: float = 10.0
     statements_burst: float = 500.0
+    kept_bytes_per_s: float = 4_096.0
+    kept_bytes_burst: float = 256.0 * 1024**2
     bytes_per_s: float = 128.0 * 1024**2
     calls_at_once: int = 64
     streams_at_once: int = 16

@@ -14,7 +14,14 @@ from synthedge_protocols.framing import join_fields
 from synthedge_protocols.keys import HPKE_SUITE, HpkeKeyPair, HpkePublicKey
 from synthedge_protocols.v1 import statements_pb2 as pb
 
-__all__ = ["NoteContext", "note_bytes", "open_note", "rows_of_note", "seal_note"]
+__all__ = [
+    "NoteContext",
+    "note_bytes",
+    "open_note",
+    "rows_of_note",
+    "seal_note",
+    "sealed_note_bytes",
+]
 
 _PURPOSE = b"synthedge/v1/note"
 _LENGTH_BYTES = 4
@@ -87,6 +94,11 @@ def rows_of_note(n_rows: int, n_features: int) -> int:
     """Return how many rows one note of that transfer holds; more take several notes."""
     room = note_bytes(n_rows, n_features) - _LENGTH_BYTES - _REASON_BYTES
     return room // _row_bytes(n_features)
+
+
+def sealed_note_bytes(n_rows: int, n_features: int) -> int:
+    """Return how long a note of `note_bytes` is once it is sealed."""
+    return note_bytes(n_rows, n_features) + _OVERHEAD_BYTES
 
 
 def seal_note(

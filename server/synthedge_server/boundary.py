@@ -128,7 +128,10 @@ class Boundary(grpc.aio.ServerInterceptor):
             self._tallies.under_way[method] += 1
             try:
                 caller = self._identify(context)
-                with self._admission.admitted(caller, changes=changes, is_stream=is_stream):
+                n_bytes = 0 if is_stream else len(request)
+                with self._admission.admitted(
+                    caller, changes=changes, is_stream=is_stream, n_bytes=n_bytes
+                ):
                     # A stream is bounded by what moves on it, see `_many` and `Streams`.
                     async with asyncio.timeout(None if is_stream else timeout_s):
                         response = await answer(request, context)

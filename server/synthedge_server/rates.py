@@ -23,6 +23,8 @@ from synthedge_server.tallies import Tallies
 _MAX_KNOWN: Final = 20_000
 _LOG_EVERY_S: Final = 10.0
 _AT_ONCE_WAIT_S: Final = 1.0
+# What a change leaves beside its own bytes: rows, and an entry of the audit log, which a refused one leaves too.
+_ENTRY_BYTES: Final = 1_024
 
 
 class Rates:
@@ -44,12 +46,12 @@ class Rates:
         self._per_s, self._burst, self._clock = per_s, burst, clock
         self._buckets: dict[str, tuple[float, float]] = {}
 
-    def take(self, caller: str) -> float:
-        """Take one; return 0, or how many seconds there is none."""
+    def take(self, caller: str, amount: float = 1.0) -> float:
+        """Take some; return 0, or how many seconds there is not so much."""
         level, now = self._level(caller)
-        if level < 1:
-            return (1 - level) / self._per_s
-        self._buckets[caller] = (level - 1, now)
+        if level < amount:
+            return (amount - level) / self._per_s
+        self._buckets[caller] = (level - amount, now)
         return 0.0
 
     def owe(self, caller: str, amount: float) -> float:
@@ -78,22 +80,27 @@ class Admission:
 
     Parameters
     ----------
-    calls, changes : Rates
-        Of all calls, and of those that change something.
+    calls, changes, kept : Rates
+        Of all calls, of those that change something, and of the bytes of these.
     limits : Limits
         How many may be under way at once.
     tallies : Tallies
         Counts what is refused here.
     """
 
-    def __init__(self, calls: Rates, changes: Rates, limits: Limits, tallies: Tallies) -> None:
-        self._calls, self._changes, self._limits, self._tallies = calls, changes, limits, tallies
+    def __init__(
+        self, calls: Rates, changes: Rates, kept: Rates, limits: Limits, tallies: Tallies
+    ) -> None:
+        self._calls, self._changes, self._kept = calls, changes, kept
+        self._limits, self._tallies = limits, tallies
         self._under_way: Counter[tuple[str, bool]] = Counter()
         self._told: dict[str, float] = {}
         self._untold: Counter[str] = Counter()
 
     @contextmanager
-    def admitted(self, caller: str, *, changes: bool, is_stream: bool) -> Iterator[None]:
+    def admitted(
+        self, caller: str, *, changes: bool, is_stream: bool, n_bytes: int = 0
+    ) -> Iterator[None]:
         """Count a call for as long as the body runs.
 
         Parameters
@@ -103,6 +110,8 @@ class Admission:
             Whether it changes something here.
         is_stream : bool
             Streams and other calls are counted apart.
+        n_bytes : int
+            Of its message.
 
         Raises
         ------
@@ -118,6 +127,8 @@ class Admission:
             raise self._busy(caller, "calls", "calls too often", wait_s)
         if changes and (wait_s := self._changes.take(caller)):
             raise self._busy(caller, "statements", "hands in too much at a time", wait_s)
+        if changes and (wait_s := self._kept.take(caller, n_bytes + _ENTRY_BYTES)):
+            raise self._busy(caller, "kept", "hands in more than is kept of one site", wait_s)
         self._under_way[key] += 1
         try:
             yield

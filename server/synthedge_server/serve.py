@@ -50,7 +50,7 @@ from synthedge_server.tallies import Tallies
 from synthedge_server.telling import Telling
 from synthedge_server.transfer_records import spool_keys
 from synthedge_server.watched import Watched
-from synthedge_server.withdrawals import note_overdue, open_withdrawals
+from synthedge_server.withdrawals import any_newly_overdue, note_overdue
 
 _GRACE_S: Final = 3.0
 _WINDOW_BYTES: Final = 512 * 1024
@@ -211,10 +211,7 @@ class Coordinator:
             ).first()
             live = spool_keys(connection)
             current = self._registries.current(connection)
-            is_overdue = any(
-                not row.is_noted and row.due_at_ms < self._ledger.clock()
-                for row in open_withdrawals(connection)
-            )
+            is_overdue = any_newly_overdue(connection, self._ledger.clock())
         # A shipment is on record before its first byte: what was stored before the look and is on none is nobody's.
         for key in spooled - live:
             await asyncio.to_thread(self._ledger.spool.delete, key)
@@ -404,6 +401,7 @@ def _admission(limits: Limits, tallies: Tallies) -> Admission:
     return Admission(
         Rates(limits.calls_per_s, limits.calls_burst),
         Rates(limits.statements_per_s, limits.statements_burst),
+        Rates(limits.kept_bytes_per_s, limits.kept_bytes_burst),
         limits,
         tallies,
     )

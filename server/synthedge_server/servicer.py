@@ -26,7 +26,7 @@ from synthedge_server.releases import received_releases
 from synthedge_server.renewal import Renewal
 from synthedge_server.streams import Streams
 from synthedge_server.transfer_records import transfer_of
-from synthedge_server.withdrawals import open_notices
+from synthedge_server.withdrawals import notice_message, open_notices
 
 _UPLOADED = (State.RELAYED, State.DELIVERED, State.ACTIVE, State.REFUSED, State.PURGED)
 
@@ -97,9 +97,14 @@ class CoordinatorServicer(rpc.CoordinatorServicer):
                 bell.clear()
                 with self._ledger.reading as connection:
                     notices = open_notices(connection, site)
-                for notice_id, notice in notices:
-                    if notice_id not in told:
-                        told.add(notice_id)
+                for notice_id in notices:
+                    if notice_id in told:
+                        continue
+                    told.add(notice_id)
+                    # One at a time: together they may be more than one reader should make this process hold.
+                    with self._ledger.reading as connection:
+                        notice = notice_message(connection, notice_id)
+                    if notice is not None:
                         yield notice
                 with self._ledger.reading as connection:
                     batch, is_more = messages_after(connection, site, after, self._limits)

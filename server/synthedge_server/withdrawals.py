@@ -6,7 +6,7 @@ ones and why is sealed. It never ends one: only the recipient's receipt does.
 
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from synthedge_protocols.errors import (
     LimitExceededError,
@@ -17,6 +17,7 @@ from synthedge_protocols.errors import (
 from synthedge_protocols.lifecycle import Party, State
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.prepared import Prepared
+from synthedge_protocols.sealed_notes import sealed_note_bytes
 from synthedge_protocols.statements import Verified
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
@@ -32,13 +33,25 @@ from synthedge_server.ledger import Transaction
 from synthedge_server.registries import Registries
 
 _MS_PER_HOUR: Final = 3_600_000
+_KEY_ID_BYTES: Final = 32
 _OPEN_NOTICES: Final = Prepared(
-    select(store.withdrawals.c.notice_id, store.withdrawals.c.statement)
+    select(store.withdrawals.c.notice_id)
     .where(
         store.withdrawals.c.recipient == bindparam("of_recipient"),
         store.withdrawals.c.state == bindparam("in_state"),
     )
     .order_by(store.withdrawals.c.notified_at_ms, store.withdrawals.c.notice_id)
+)
+_NOTICE: Final = Prepared(
+    select(store.withdrawals.c.statement).where(
+        store.withdrawals.c.notice_id == bindparam("of_notice")
+    )
+)
+_N_OPEN: Final = Prepared(
+    select(func.count().label("n")).where(
+        store.withdrawals.c.donor == bindparam("of_donor"),
+        store.withdrawals.c.state == bindparam("in_state"),
+    )
 )
 
 
@@ -85,12 +98,14 @@ class Withdrawals:
             raise ReplayError(
                 f"withdrawal {notice.notice_id.hex()[:8]} is on record with other content"
             )
-        n_open = len(open_withdrawals(connection, donor=verified.site))
+        open_state = NoticeState.NOTIFIED.value
+        n_open = _N_OPEN.one(connection, of_donor=verified.site, in_state=open_state).n
         if n_open >= self._limits.statements_per_site:
             raise LimitExceededError(
                 f"site '{verified.site}' has {n_open} withdrawals open; the recipients must answer some first"
             )
         row = self._broker.withdraw(transaction, verified)
+        _require_length(row.request, notice.note)
         policy = self._registries.policy(connection, row.dictionary_digest)
         state = advance_notice(None, NoticeEvent.NOTIFY, Party.DONOR)
         connection.execute(
@@ -137,32 +152,37 @@ class Withdrawals:
         transaction.post(row.donor, wire.InboxMessage(statement=verified.signed))
 
 
-def open_notices(connection: Connection, site: str) -> list[tuple[bytes, wire.InboxMessage]]:
-    """Notices that wait for a site, oldest first, as messages outside its sequence.
-
-    They carry no sequence number: a site that stored one and died must still be sent the messages before it.
-
-    Returns
-    -------
-    list of tuple
-        Notice id, and the message.
-    """
-    rows = _OPEN_NOTICES.run(connection, of_recipient=site, in_state=NoticeState.NOTIFIED.value)
-    return [
-        (
-            row.notice_id,
-            wire.InboxMessage(withdrawal=pb.SignedStatement.FromString(row.statement)),
+def _require_length(request: bytes, note: pb.SealedNote) -> None:
+    asked = pb.TransferRequest.FromString(request)
+    expected = sealed_note_bytes(asked.rows, len(asked.features))
+    if len(note.hpke_key_id) != _KEY_ID_BYTES or len(note.sealed) != expected:
+        raise MalformedError(
+            f"the sealed part of a withdrawal has {len(note.sealed)} bytes; those of its transfer have {expected}"
         )
-        for row in rows
-    ]
 
 
-def open_withdrawals(connection: Connection, *, donor: str | None = None) -> list[Any]:
-    """Rows of `store.withdrawals` that wait for a receipt, of one donor or of all, oldest first."""
+def open_notices(connection: Connection, site: str) -> list[bytes]:
+    """Ids of the notices that wait for a site, oldest first."""
+    rows = _OPEN_NOTICES.run(connection, of_recipient=site, in_state=NoticeState.NOTIFIED.value)
+    return [row.notice_id for row in rows]
+
+
+def notice_message(connection: Connection, notice_id: bytes) -> wire.InboxMessage | None:
+    """One of them as a message outside the site's sequence; None if its receipt has come meanwhile.
+
+    It carries no sequence number: a site that stored one and died must still be sent the messages before it.
+    """
+    row = _NOTICE.one(connection, of_notice=notice_id)
+    if row is None or row.statement is None:
+        return None
+    return wire.InboxMessage(withdrawal=pb.SignedStatement.FromString(row.statement))
+
+
+def open_withdrawals(connection: Connection) -> list[Any]:
+    """Rows of `store.withdrawals` that wait for a receipt, oldest first, without what was sealed."""
     table = store.withdrawals
-    query = select(table).where(table.c.state == NoticeState.NOTIFIED.value)
-    if donor is not None:
-        query = query.where(table.c.donor == donor)
+    columns = [column for column in table.c if column is not table.c.statement]
+    query = select(*columns).where(table.c.state == NoticeState.NOTIFIED.value)
     return list(connection.execute(query.order_by(table.c.notified_at_ms)).all())
 
 
@@ -185,6 +205,21 @@ def past_retention(connection: Connection, now_ms: int) -> list[Any]:
 def _agreed_days(request: bytes) -> int:
     days: int = pb.TransferRequest.FromString(request).retention_days
     return days
+
+
+def any_newly_overdue(connection: Connection, now_ms: int) -> bool:
+    """Whether a withdrawal became overdue that is not written down as such."""
+    table = store.withdrawals.c
+    late = (
+        select(table.notice_id)
+        .where(
+            table.state == NoticeState.NOTIFIED.value,
+            table.due_at_ms < now_ms,
+            table.is_noted.is_(False),
+        )
+        .limit(1)
+    )
+    return connection.execute(late).first() is not None
 
 
 def note_overdue(transaction: Transaction) -> int:

@@ -123,7 +123,13 @@ def test_the_document_has_every_error_type_and_limit_as_they_are() -> None:
     for name in ("message", "stranger", "statement", "chunk", "ciphertext", "payload", "text"):
         assert f" {getattr(limits, f'{name}_bytes'):,} bytes" in section, name
     rates = (limits.calls_per_s, limits.calls_burst, limits.statements_per_s, limits.bytes_per_s)
-    counts = (limits.statements_burst, limits.sites, limits.digests_compared)
+    counts = (
+        limits.statements_burst,
+        limits.sites,
+        limits.digests_compared,
+        limits.kept_bytes_per_s,
+        limits.kept_bytes_burst,
+    )
     for number in (*rates, *counts, limits.clock_skew_s):
         assert f" {number:,.0f} " in section, number
 

@@ -22,7 +22,7 @@ from server_fixtures import (
     new_folder,
 )
 from synthedge_protocols.certificates import load_certificate, pem
-from synthedge_protocols.errors import BusyError, DeadlineError
+from synthedge_protocols.errors import BusyError, DeadlineError, PolicyError
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import coordinator_pb2_grpc as rpc
@@ -83,6 +83,23 @@ async def test_a_statement_too_much_is_put_off_and_leaves_no_trace(tmp_path: Pat
             assert database.execute(refused).fetchone() == (0,)
         await asyncio.sleep(caught.value.wait_s)
         await north.submit(second)
+
+
+async def test_what_is_kept_of_one_site_is_bounded_refused_or_not(tmp_path: Path) -> None:
+    async with consortium_with(
+        tmp_path, kept_bytes_burst=10_000, kept_bytes_per_s=1_000
+    ) as consortium:
+        north = await consortium.enrol("north", accepts=False)
+        south = await consortium.enrol("south", accepts=False)
+        refused = north.sign_as_steward(acceptance(version=7))
+        for _ in range(6):
+            with pytest.raises(PolicyError):
+                await north.submit(refused)
+        with pytest.raises(BusyError, match="more than is kept") as caught:
+            await north.submit(refused)
+        await south.submit(south.sign_as_steward(acceptance()))
+        await asyncio.sleep(caught.value.wait_s)
+        await north.submit(north.sign_as_steward(acceptance()))
 
 
 async def test_a_site_has_so_many_streams_at_once(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from synthedge_protocols.errors import (
 )
 from synthedge_protocols.lifecycle import Event, Party, State, advance, is_final
 from synthedge_protocols.limits import Limits
+from synthedge_protocols.sealed_notes import sealed_note_bytes
 from synthedge_protocols.standing import CHANGES, UNFINISHED, Standing, ending_of, standing_markdown
 from synthedge_protocols.statements import transfer_id
 from synthedge_protocols.v1 import coordinator_pb2 as wire
@@ -197,7 +198,8 @@ def leaving(hospital: Hospital, action: str, reason: str = "audit") -> pb.Signed
 
 
 def notice(hospital: Hospital, identifier: bytes, *, reason: str = "first") -> pb.SignedStatement:
-    note = pb.SealedNote(hpke_key_id=bytes(32), sealed=reason.encode() * 100)
+    sealed = reason.encode().ljust(sealed_note_bytes(5, 2), b"\0")
+    note = pb.SealedNote(hpke_key_id=bytes(32), sealed=sealed)
     return hospital.sign(
         pb.WithdrawalNotice(notice_id=b"n" * NOTICE_ID_BYTES, transfer_id=identifier, note=note)
     )
@@ -319,6 +321,11 @@ async def test_a_notice_before_the_rows_were_accepted_revokes_them(coordinator: 
         await south.submit(
             south.sign(pb.WithdrawalNotice(notice_id=b"short", transfer_id=shipped.identifier))
         )
+    for wrong in (b"", bytes(500_000)):
+        note = pb.SealedNote(hpke_key_id=bytes(32), sealed=wrong)
+        large = pb.WithdrawalNotice(notice_id=bytes(16), transfer_id=shipped.identifier, note=note)
+        with pytest.raises(MalformedError, match="those of its transfer have 5232"):
+            await south.submit(south.sign(large))
     await south.submit(notice(south, shipped.identifier))
 
     assert state_of(coordinator, shipped.identifier) == "REVOKED"
