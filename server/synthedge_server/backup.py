@@ -8,7 +8,7 @@ import json
 import resource
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +16,14 @@ from typing import IO, Any, BinaryIO, Final
 
 from sqlalchemy import Connection, LargeBinary, Table, select
 
+from synthedge_core.errors import UsageError
 from synthedge_protocols.errors import UnavailableError
 from synthedge_server import store
 from synthedge_server.archive import ArchiveWriter, writing
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.ledger import system_clock
 from synthedge_server.operations import reading
+from synthedge_server.relay import spooled
 from synthedge_server.settings import Settings, read_settings
 from synthedge_server.transfer_records import spool_keys
 
@@ -51,7 +53,7 @@ def back_up(folder: CoordinatorFolder, output: Path) -> dict[str, Any]:
     Raises
     ------
     UsageError
-        If the folder is not a coordinator's, or the file exists.
+        If the folder is not a coordinator's, or the file exists, or would lie in the folder.
     UnavailableError
         If the database cannot be opened, or the file not written.
     """
@@ -59,20 +61,25 @@ def back_up(folder: CoordinatorFolder, output: Path) -> dict[str, Any]:
     if output.is_dir():
         moment = datetime.fromtimestamp(system_clock() / 1000, UTC)
         output /= f"{settings.consortium}-{moment:%Y-%m-%dT%H%M%SZ}.backup"
+    if folder.path.resolve() in output.resolve().parents:
+        raise UsageError(
+            f"{output} lies in the coordinator's folder, and would be in the next backup; name a place outside of it, "
+            "best on another disk"
+        )
     with ExitStack() as stack, writing(output) as archive:
-        spooled: dict[str, BinaryIO] = {}
+        opened: dict[str, BinaryIO] = {}
         tables: dict[str, IO[bytes]] = {}
         about: dict[str, Any] = {"consortium": settings.consortium}
         for tries_left in reversed(range(_TRIES)):
             # Files first, records then: what a record of the snapshot tells of is held open, whatever is deleted.
-            _open_spool(folder, spooled, stack)
+            _open_spool(folder, opened, stack)
             about["made_at_ms"] = system_clock()
             with reading(folder) as engine, engine.connect() as connection:
                 wanted = {key.hex() for key in spool_keys(connection)}
                 complete = {key.hex() for key in spool_keys(connection, complete=True)}
                 tables, counts = _dump(connection, output.parent, stack)
-            _open_spool(folder, spooled, stack)
-            if complete <= spooled.keys():
+            _open_spool(folder, opened, stack)
+            if complete <= opened.keys():
                 break
             if not tries_left:
                 raise UnavailableError(
@@ -83,14 +90,14 @@ def back_up(folder: CoordinatorFolder, output: Path) -> dict[str, Any]:
             "schema_version": store.SCHEMA_VERSION,
             "sites": counts["sites"],
             "events": counts["events"],
-            "sealed_files": len(wanted & spooled.keys()),
+            "sealed_files": len(wanted & opened.keys()),
             "has_ca": folder.ca_key.exists(),
         }
         archive.add_bytes(ABOUT, json.dumps(about).encode())
         for name, rows in tables.items():
             archive.add(f"{TABLES}/{name}.jsonl", rows)  # type: ignore[arg-type]
-        for key in sorted(wanted & spooled.keys()):
-            archive.add(f"{FILES}/spool/{key}", spooled[key])
+        for key in sorted(wanted & opened.keys()):
+            archive.add(f"{FILES}/spool/{key}", opened[key])
         _add_files(archive, folder, settings)
     return about | {"file": str(output)}
 
@@ -138,12 +145,11 @@ def _open_spool(folder: CoordinatorFolder, files: dict[str, BinaryIO], stack: Ex
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    for path in folder.spool.iterdir() if folder.spool.exists() else ():
-        if path.name not in files:
-            try:
-                files[path.name] = stack.enter_context(path.open("rb"))
-            except FileNotFoundError:
-                continue
+    for key in spooled(folder.spool) if folder.spool.exists() else ():
+        name = key.hex()
+        if name not in files:
+            with suppress(FileNotFoundError):
+                files[name] = stack.enter_context((folder.spool / name).open("rb"))
 
 
 def _add_files(archive: ArchiveWriter, folder: CoordinatorFolder, settings: Settings) -> None:

@@ -2,9 +2,10 @@
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from synthedge_core.errors import RefusedError
+from synthedge_protocols.errors import UnavailableError
 from synthedge_server.folder import CoordinatorFolder
 
 
@@ -16,12 +17,20 @@ def alone(folder: CoordinatorFolder) -> Iterator[None]:
     ------
     RefusedError
         If another process holds it.
+    UnavailableError
+        If the folder cannot be written, or its file system knows no locks.
     """
-    with folder.lock.open("w") as file:
+    with ExitStack() as stack:
         try:
+            file = stack.enter_context(folder.lock.open("w"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RefusedError(
                 f"another coordinator runs on {folder.path}; stop it first"
+            ) from None
+        except OSError as error:
+            raise UnavailableError(
+                f"{folder.lock} cannot be locked: {error.strerror}; the folder belongs to the user who runs the "
+                "coordinator, on a file system that can be written and honours flock"
             ) from None
         yield

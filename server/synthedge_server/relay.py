@@ -15,6 +15,9 @@ The methods block; the servicer calls them in threads.
 import fcntl
 import hashlib
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
@@ -26,12 +29,29 @@ CHUNK_BYTES: Final = Limits().sent_bytes
 # Waiting for the disk after every chunk doubles the relay's CPU.
 _SYNC_BYTES: Final = 4 * 1024 * 1024
 _BOOTS_KNOWN: Final = 30
+_NAME: Final = re.compile("[0-9a-f]{64}")
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 def spool_key(transfer_id: bytes, ciphertext_digest: bytes) -> bytes:
     """Name the file of a transfer's shipment; both arguments and the result are 32 bytes."""
     return hashlib.sha256(transfer_id + ciphertext_digest).digest()
+
+
+def spooled(folder: Path) -> set[bytes]:
+    """Keys under which something is stored in a folder; what the file system itself put there is not looked at."""
+    return {bytes.fromhex(path.name) for path in folder.iterdir() if _NAME.fullmatch(path.name)}
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnavailableError(
+            f"the coordinator cannot store or read sealed bytes now ({error.strerror}); its operator has to make room, "
+            "or to look at its disk, transfers go on by themselves then"
+        ) from None
 
 
 class Spool:
@@ -41,12 +61,19 @@ class Spool:
     ----------
     folder : Path
         Created with mode 0700 if missing.
+
+    Raises
+    ------
+    UnavailableError
+        Here and by every method, if the disk is full or does not work.
     """
 
+    @_disk()
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
         self._folder = folder
 
+    @_disk()
     def sync(self, key: bytes) -> int:
         """Wait until everything under a key is on disk; return how many bytes that is, 0 if there are none."""
         try:
@@ -60,6 +87,7 @@ class Spool:
             os.close(descriptor)
         return size
 
+    @_disk()
     def cut_what_a_power_loss_tore(self, complete: set[bytes]) -> None:
         """Cut unfinished uploads back to what is surely on disk, if the machine was started since.
 
@@ -81,6 +109,7 @@ class Spool:
                 file.truncate(os.fstat(file.fileno()).st_size // _SYNC_BYTES * _SYNC_BYTES)
         noted.write_text("\n".join([*known[-_BOOTS_KNOWN:], boot]))
 
+    @_disk()
     def append(self, key: bytes, offset: int, data: bytes, limit: int) -> int:
         """Append one chunk.
 
@@ -128,19 +157,17 @@ class Spool:
                     written += os.pwrite(descriptor, data[written:], size + written)
                 if size // _SYNC_BYTES != (size + len(data)) // _SYNC_BYTES:
                     os.fdatasync(descriptor)
-            except OSError as error:
+            except OSError:
                 # Half a chunk is none: the site goes on where the last whole one ended.
                 os.ftruncate(descriptor, size)
-                raise UnavailableError(
-                    f"the coordinator cannot store sealed bytes now ({error.strerror}); its operator has to make "
-                    "room, the upload goes on by itself then"
-                ) from None
+                raise
         finally:
             os.close(descriptor)
         if is_new:
             self._sync_folder()
         return size + len(data)
 
+    @_disk()
     def digest(self, key: bytes) -> bytes:
         """Digest of the sealed stream stored under a key, as its shipment names it.
 
@@ -154,6 +181,7 @@ class Spool:
         with path.open("rb", buffering=0) as file:
             return stream_digest(cast(BinaryIO, file), path.stat().st_size)
 
+    @_disk()
     def read(self, key: bytes, offset: int) -> bytes:
         """Read the chunk at an offset: at most `CHUNK_BYTES`, empty at the end.
 
@@ -169,14 +197,16 @@ class Spool:
         except FileNotFoundError:
             raise LifecycleError("the sealed bytes are gone; the transfer has ended") from None
 
+    @_disk()
     def delete(self, key: bytes) -> None:
         """Delete what is stored under a key; nothing happens if nothing is."""
         self._path(key).unlink(missing_ok=True)
         self._sync_folder()
 
+    @_disk()
     def keys(self) -> set[bytes]:
         """Keys under which something is stored."""
-        return {bytes.fromhex(path.name) for path in self._folder.iterdir()}
+        return spooled(self._folder)
 
     def _path(self, key: bytes) -> Path:
         return self._folder / key.hex()

@@ -20,7 +20,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import Connection, Row, select, update
 
 from synthedge_protocols.certificates import is_past_half_life, load_certificate, pem, requested_key
-from synthedge_protocols.errors import IdentityError, PolicyError, ProtocolError
+from synthedge_protocols.errors import (
+    IdentityError,
+    PolicyError,
+    ProtocolError,
+    UnavailableError,
+)
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.standing import Standing
 from synthedge_protocols.statements import read_unverified
@@ -227,7 +232,13 @@ class ServerCertificate:
         certificate = certify_server(self._folder)
         # Two processes may be started at once on a folder that has none yet.
         staged = self._folder.tls_certificate.with_suffix(f".{secrets.token_hex(8)}.new")
-        staged.write_bytes(pem(certificate))
-        staged.replace(self._folder.tls_certificate)
+        try:
+            staged.write_bytes(pem(certificate))
+            staged.replace(self._folder.tls_certificate)
+        except OSError as error:
+            staged.unlink(missing_ok=True)
+            raise UnavailableError(
+                f"{self._folder.tls_certificate} cannot be written: {error.strerror}"
+            ) from None
         log("server-certificate-issued", expires=str(certificate.not_valid_after_utc))
         return certificate

@@ -157,6 +157,8 @@ def test_nothing_is_overwritten(backup: Path, tmp_path: Path) -> None:
     old = CoordinatorFolder(tmp_path / "old")
     with pytest.raises(UsageError, match="exists already"):
         back_up(old, backup)
+    with unchanged(old.spool), pytest.raises(UsageError, match="would be in the next backup"):
+        back_up(old, old.spool / "backup")
     with pytest.raises(UsageError, match="is not empty; name a new folder"):
         restore(backup, old)
     with pytest.raises(UsageError, match="is no backup of a coordinator"):

@@ -27,6 +27,7 @@ from synthedge_protocols.errors import UnavailableError
 from synthedge_protocols.tokens import EnrolmentToken
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_server.folder import CoordinatorFolder
+from synthedge_server.locks import alone
 from synthedge_server.settings import Address, Settings, parse_settings, settings_toml
 
 PAYLOAD = bytes(50_000)
@@ -128,6 +129,16 @@ def test_a_port_that_is_taken_is_a_connection_error(consortium: Consortium) -> N
     with socket.create_server(("127.0.0.1", consortium.sites_port)):
         error = coordinator_command("serve", f"--dir={consortium.folder.path}", code=2)
     assert "the port is taken" in error
+
+
+def test_a_folder_that_cannot_be_locked_is_one_sentence(tmp_path: Path) -> None:
+    folder = CoordinatorFolder(tmp_path)
+    folder.lock.mkdir()
+    with (
+        pytest.raises(UnavailableError, match="lock cannot be locked: Is a directory; the folder"),
+        alone(folder),
+    ):
+        pass
 
 
 def test_the_folder_tells_what_it_holds(consortium: Consortium) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ import pytest
 
 from server_fixtures import TIMEOUT_S, Consortium, as_protocol_error, ship
 from synthedge_protocols.certificates import load_certificate, pem
-from synthedge_protocols.errors import IdentityError, LifecycleError, LimitExceededError
+from synthedge_protocols.errors import (
+    IdentityError,
+    LifecycleError,
+    LimitExceededError,
+    UnavailableError,
+)
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import coordinator_pb2_grpc as rpc
 from synthedge_server import relay
@@ -137,3 +143,22 @@ def test_a_chunk_that_does_not_go_on_where_the_file_ends_is_refused(tmp_path: Pa
             spool.append(KEY, offset, b"d", 5)
     with pytest.raises(LimitExceededError):
         spool.append(KEY, 3, b"def", 5)
+
+
+def test_what_a_file_system_puts_beside_sealed_bytes_is_left_alone_and_a_broken_one_is_a_sentence(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "spool"
+    spool = Spool(folder)
+    spool.append(KEY, 0, b"abc", 5)
+    (folder / "lost+found").mkdir()
+    (folder / ".nfs000000000001").write_bytes(b"deleted while it was read")
+    assert spool.keys() == {KEY}
+    folder.rename(tmp_path / "elsewhere")
+    for use in (
+        spool.keys,
+        partial(spool.append, KEY, 3, b"d", 5),
+        partial(spool.delete, KEY),
+    ):
+        with pytest.raises(UnavailableError, match="cannot store or read sealed bytes now"):
+            use()
