@@ -1,6 +1,7 @@
 """Every change of the coordinator's state: one transaction, with its audit events and inbox messages."""
 
 import asyncio
+import contextlib
 import copy
 import secrets
 import time
@@ -155,7 +156,7 @@ class Ledger:
     writer : Writer
         For every change.
     spool : Spool
-        Loses what a change discards. Should process or caller go away in between, the next sweep does it.
+        Loses what a change discards. Should process, caller or disk go away in between, the next sweep does it.
     clock : callable
         Milliseconds since the Unix epoch; tests pass their own.
     """
@@ -174,7 +175,8 @@ class Ledger:
         # When each site last called; written down by and by, see `standing.Watch`.
         self.seen: dict[str, int] = {}
         self._writer = writer
-        self._name = secrets.token_hex(8)
+        # One, shared with the copies of `under`.
+        self._names = [secrets.token_hex(8)]
         self._lease: Lease | None = None
         self._bells: dict[str, set[asyncio.Event]] = {}
 
@@ -198,7 +200,7 @@ class Ledger:
                 self._lease.require(connection)
             transactions.append(Transaction(connection, self.clock()))
             changed = change(transactions[0])
-            transactions[0].announce(self._name)
+            transactions[0].announce(*self._names)
             return changed
 
         def spread() -> None:
@@ -206,9 +208,15 @@ class Ledger:
                 self.wake(site)
 
         # A caller that goes away does not keep others from hearing of a committed change.
-        result = await self._writer.write(apply, spread)
-        for key in transactions[0].discarded:
-            await asyncio.to_thread(self.spool.delete, key)
+        try:
+            result = await self._writer.write(apply, spread)
+        except UnavailableError:
+            # Perhaps the answer was lost and not the commit: what it announces is then heard as another process's.
+            self._names[:] = [secrets.token_hex(8)]
+            raise
+        with contextlib.suppress(UnavailableError):
+            for key in transactions[0].discarded:
+                await asyncio.to_thread(self.spool.delete, key)
         return result
 
     def under(self, lease: Lease | None) -> "Ledger":
@@ -220,7 +228,7 @@ class Ledger:
     def hear(self, payload: str) -> None:
         """Wake the inboxes that another process announced."""
         sender, *sites = payload.split(" ")
-        if sender != self._name:
+        if sender not in self._names:
             for site in sites:
                 self.wake(site or None)
 

@@ -18,12 +18,13 @@ import sqlalchemy as sa
 from postgres_server import PostgresServer, open_engine, over_tls, postgres_server
 from server_fixtures import (
     LIMITS,
+    TIMEOUT_S,
     Clock,
     Consortium,
-    acceptance,
     counts_of_site,
     gap_report,
     new_folder,
+    request_of,
 )
 from synthedge_core.errors import UsageError
 from synthedge_protocols.certificates import create_ca, issue_server_certificate, pem
@@ -175,15 +176,15 @@ async def test_a_database_that_goes_away_and_comes_back_needs_no_restart(
     assert events(consortium, "statement-refused") == []
 
 
-async def test_a_commit_whose_answer_was_lost_is_not_made_twice(
+async def test_a_commit_whose_answer_was_lost_is_not_made_twice_and_wakes_whom_it_concerns(
     postgres: PostgresServer, tmp_path: Path
 ) -> None:
     folder = new_folder(tmp_path / "coordinator", database=postgres.new_database())
     consortium = Consortium(folder, Clock())
     async with running(folder, clock=consortium.clock, limits=LIMITS) as started:
         consortium.listens(started)
-        north = await consortium.enrol("north", accepts=False)
-        signed, lost = north.sign_as_steward(acceptance()), list[bool]()
+        north, *_ = await consortium.reporting("north", "south", "west")
+        signed, lost = north.sign_as_steward(request_of(north, "south")), list[bool]()
 
         def commit_and_lose(connection: sa.Connection) -> None:
             if lost:
@@ -193,13 +194,15 @@ async def test_a_commit_whose_answer_was_lost_is_not_made_twice(
             raw.commit()
             raw.close()
 
+        woken = started._ledger.listen("south")
         sa.event.listen(started._ledger.engine, "commit", commit_and_lose)
         with pytest.raises(UnavailableError):
             await north.submit(signed)
-        assert len(events(consortium, "dictionary-acceptance-accepted")) == 1
+        await asyncio.wait_for(woken.wait(), TIMEOUT_S)
+        assert len(events(consortium, "transfer-request-accepted")) == 1
         await north.submit(signed)
         await consortium.close()
-    assert len(events(consortium, "dictionary-acceptance-accepted")) == 1
+    assert len(events(consortium, "transfer-request-accepted")) == 1
 
 
 def test_writers_of_several_connections_write_one_chain(
