@@ -42,7 +42,7 @@ _EXTRAS = {
     "ctgan": "ctgan",
     "torch": "ctgan",
     "flwr": "flower",
-    "ray": "flower",
+    "ray": "simulation",
     "pandas": "site",
     "sklearn": "site",
     "scipy": "site",

@@ -1,6 +1,5 @@
 """One discovery round as a Flower run; its ServerApp runs here, as installed, and nothing that was shipped does."""
 
-import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +29,6 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from synthedge_core.errors import RefusedError
 from synthedge_protocols.errors import UnavailableError
 from synthedge_protocols.flower_app import App, app
 from synthedge_protocols.v1 import coordinator_pb2 as wire
@@ -39,6 +37,7 @@ from synthedge_server.flower_nodes import announced_keys
 from synthedge_server.flower_round import Unreached, make_server_app
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.ledger import system_clock
+from synthedge_server.locks import held
 from synthedge_server.rounds import Outcome, outcomes
 from synthedge_server.superlink import SuperLink, describe, node_ids
 from synthedge_server.taking_in import taking_in
@@ -61,13 +60,8 @@ def ready(folder: CoordinatorFolder) -> Iterator[SuperLink]:
         If another Flower round runs.
     """
     link = SuperLink(folder)
-    with (folder.flower / "round.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RefusedError(
-                "another Flower round runs on this coordinator; wait for it"
-            ) from None
+    busy = "another Flower round runs on this coordinator; wait for it"
+    with held(folder.flower / "round.lock", busy):
         with link.control() as control, _as_unavailable():
             node_ids(control)
         yield link

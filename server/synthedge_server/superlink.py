@@ -12,10 +12,13 @@ Rules
 import logging
 import os
 import signal
+import socket
+import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -34,6 +37,7 @@ from synthedge_server import operations
 from synthedge_server.authority import load_tls_key
 from synthedge_server.flower_nodes import announced_keys
 from synthedge_server.folder import CoordinatorFolder
+from synthedge_server.locks import held
 from synthedge_server.log import log
 from synthedge_server.settings import Address, read_settings
 
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
 NAME: Final = "superlink"
 _CERTIFICATE_DAYS: Final = 3650
 _LOOK_EVERY_S: Final = 2.0
+_DATABASE: Final = "superlink.db"
 
 
 class SuperLink:
@@ -95,26 +100,35 @@ def node_ids(control: "ControlHttpClient") -> dict[bytes, int]:
     return {node.public_key: node.node_id for node in nodes if not node.unregistered_at}
 
 
-def register_nodes(control: "ControlHttpClient", keys: Mapping[str, bytes]) -> None:
-    """Let the SuperLink know exactly the SuperNodes of some sites.
+def keep_nodes(folder: CoordinatorFolder, control: "ControlHttpClient") -> None:
+    """Let the SuperLink know the SuperNodes of the sites that may be asked, and no other.
 
-    Parameters
-    ----------
-    control : ControlHttpClient
-    keys : mapping of str to bytes
-        Site to its SuperNode's public key, PEM.
+    Raises
+    ------
+    httpx.HTTPError
+        If the SuperLink does not answer, or refuses; whoever is to be cut off is cut off by then.
     """
     from flwr.proto.control_pb2 import RegisterNodeRequest, UnregisterNodeRequest
 
+    with operations.reading(folder) as engine, engine.connect() as connection:
+        keys = announced_keys(connection)
     known = node_ids(control)
-    for site, key in keys.items():
-        if key not in known:
-            control.RegisterNode(RegisterNodeRequest(public_key=key, name=site))
-            log("supernode-registered", site=site)
     for key, node in known.items():
         if key not in keys.values():
             control.UnregisterNode(UnregisterNodeRequest(node_id=node))
             log("supernode-unregistered", node=node)
+    missing = {site: key for site, key in keys.items() if key not in known}
+    if missing:
+        _forget_unregistered(folder.flower / _DATABASE)
+    for site, key in missing.items():
+        control.RegisterNode(RegisterNodeRequest(public_key=key, name=site))
+        log("supernode-registered", site=site)
+
+
+def _forget_unregistered(database: Path) -> None:
+    """Delete SuperNodes that were cut off: Flower keeps the keys, takes none again, and has no call for this."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("DELETE FROM node WHERE unregistered_at IS NOT NULL")
 
 
 def serve_superlink(folder: CoordinatorFolder, announce: Callable[[Address], None]) -> None:
@@ -129,11 +143,34 @@ def serve_superlink(folder: CoordinatorFolder, announce: Callable[[Address], Non
     Raises
     ------
     UsageError
-        If the coordinator has no TLS certificate yet.
+        If the coordinator has no TLS certificate yet, or its port is another program's.
+    RefusedError
+        If a SuperLink runs on the folder already.
     """
     address = read_settings(folder.settings).flower_listen
     home = folder.flower
     home.mkdir(mode=0o700, exist_ok=True)
+    with held(home / "serve.lock", f"a SuperLink runs on {folder.path} already; stop it first"):
+        _refuse_taken(address)
+        _serve(folder, home, address, announce)
+
+
+def _refuse_taken(address: Address) -> None:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            raise UsageError(
+                f"the SuperLink cannot listen on {address} ({error.strerror}); end the program that does, or set "
+                "flower_listen in coordinator.toml, and nginx's proxy_pass with it"
+            ) from None
+
+
+def _serve(
+    folder: CoordinatorFolder, home: Path, address: Address, announce: Callable[[Address], None]
+) -> None:
     _make_certificate(home)
     if not (home / "superexec.secret").exists():
         write_private_file(home / "superexec.secret", os.urandom(32))
@@ -142,8 +179,9 @@ def serve_superlink(folder: CoordinatorFolder, announce: Callable[[Address], Non
     os.environ["FLWR_HOME"] = str(home)
     from flwr.superlink.cli import flower_superlink
 
-    # It tells of every call; refusals and faults are enough beside our own lines.
+    # They tell of every call; refusals and faults are enough beside our own lines.
     logging.getLogger("flwr").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.access").addFilter(_is_refusal)
     # Not before: two threads that import Flower at once see half of it.
     threading.Thread(target=_keep_or_end, args=(folder, announce), daemon=True).start()
     sys.argv = [
@@ -157,20 +195,26 @@ def serve_superlink(folder: CoordinatorFolder, announce: Callable[[Address], Non
         # Nothing runs apps by itself.
         *("--isolation", "process"),
         *("--superexec-auth-secret-file", str(home / "superexec.secret")),
-        *("--database", str(home / "superlink.db")),
+        *("--database", str(home / _DATABASE)),
     ]
     flower_superlink()
 
 
+def _is_refusal(record: logging.LogRecord) -> bool:
+    """Whether a line of uvicorn's access log, which ends with the status, tells of a call that was not answered."""
+    status = record.args[-1] if isinstance(record.args, tuple) and record.args else None
+    return not (isinstance(status, int) and status < 400)
+
+
 def _keep_or_end(folder: CoordinatorFolder, announce: Callable[[Address], None]) -> None:
     try:
-        _keep_nodes(folder, announce)
+        _keep(folder, announce)
     except Exception:  # noqa: BLE001 - whatever it was: without it nobody is let in, and nobody cut off
         log("supernodes-failed", level=logging.ERROR, failed=True)
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _keep_nodes(folder: CoordinatorFolder, announce: Callable[[Address], None]) -> None:
+def _keep(folder: CoordinatorFolder, announce: Callable[[Address], None]) -> None:
     import httpx
 
     link = SuperLink(folder)
@@ -178,17 +222,16 @@ def _keep_nodes(folder: CoordinatorFolder, announce: Callable[[Address], None]) 
     is_announced, told = False, ""
     while True:
         try:
-            with operations.reading(folder) as engine, engine.connect() as connection:
-                keys = announced_keys(connection)
-            register_nodes(client, keys)
             _write_proxy_files(folder)
+            keep_nodes(folder, client)
             told = ""
             if not is_announced:
                 announce(link.address)
                 is_announced = True
-        except (httpx.HTTPError, UnavailableError) as error:
-            # Not up yet, or the database is away; what is due then is done then.
-            if is_announced and told != (told := type(error).__name__):
+        except (httpx.HTTPError, sqlite3.OperationalError, UnavailableError) as error:
+            # Not up yet, or a database is away; what is due then is done then.
+            why = describe(error) if isinstance(error, httpx.HTTPError) else type(error).__name__
+            if is_announced and told != (told := why):
                 log("supernodes-wait", error=told)
         time.sleep(_LOOK_EVERY_S)
 

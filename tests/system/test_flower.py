@@ -26,6 +26,7 @@ from synthedge_client.enrolment import enrol_site
 from synthedge_client.flower_node import approve_app
 from synthedge_client.releases import publish
 from synthedge_client.site import open_site
+from synthedge_core.errors import RefusedError, UsageError
 from synthedge_deploy.consortium import Consortium, free_port
 from synthedge_protocols.discovery import Refusal
 from synthedge_protocols.errors import UnavailableError
@@ -35,7 +36,7 @@ from synthedge_server.flower_nodes import announced_keys
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.rounds import close_round, n_waiting, open_round
 from synthedge_server.settings import Address
-from synthedge_server.superlink import SuperLink
+from synthedge_server.superlink import SuperLink, serve_superlink
 
 pytestmark = [
     pytest.mark.slow,
@@ -298,3 +299,21 @@ def test_sites_that_are_away_and_sites_that_are_shut_out_are_told_apart(running:
     running.consortium.wait_for("the cut", lambda: "south" not in running.nodes(), 20.0)
     found = outcomes(running.discover("--engine", "flower", "--sites", "north"))
     assert found == {"north": ("ok", "")}
+    operations.set_site_state(running.folder, "south", "active")
+    running.wait_online("south")
+    found = outcomes(running.discover("--engine", "flower", "--sites", "south"))
+    assert found == {"south": ("ok", "")}
+
+
+def test_a_second_superlink_and_a_taken_port_are_refused(running: Running, tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match=r"a SuperLink runs on .* already; stop it first"):
+        serve_superlink(running.folder, print)
+    other = CoordinatorFolder(tmp_path)
+    other.settings.write_text(running.folder.settings.read_text())
+    with pytest.raises(UsageError, match=r"cannot listen on .* set flower_listen"):
+        serve_superlink(other, print)
+
+
+def test_the_log_of_the_superlink_tells_of_no_call_that_was_answered(running: Running) -> None:
+    lines = running.consortium.log("superlink").read_text().splitlines()
+    assert not [line for line in lines if line.endswith(" 200")]
