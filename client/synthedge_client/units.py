@@ -1,6 +1,7 @@
 """Units of measurement: from a site's unit to the dictionary's, both written as UCUM text."""
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final
 
@@ -13,11 +14,14 @@ from synthedge_core.rescale import AffineUnit
 
 
 @lru_cache(maxsize=1)
-def _registry() -> Any:
-    # Half a second, needed only by a site whose units differ.
-    from ucumvert import PintUcumRegistry
+def _ucum() -> tuple[Any, Callable[[str], Any]]:
+    """Pint's registry with the units of UCUM, and what reads UCUM text into its quantities."""
+    # A quarter of a second, needed only by a site whose units differ. `PintUcumRegistry` would build two registries:
+    # it reads into pint's application registry, whose quantities mix with none of its own.
+    from ucumvert import UcumToPintTransformer, get_ucum_parser, parse_ucum
 
-    return PintUcumRegistry()
+    transformer, parser = UcumToPintTransformer(), get_ucum_parser()
+    return transformer.ureg, lambda unit: transformer.transform(parse_ucum(unit, parser))
 
 
 def unit_conversion(own_unit: str, feature: Feature) -> AffineUnit:
@@ -39,7 +43,7 @@ def unit_conversion(own_unit: str, feature: Feature) -> AffineUnit:
     bridge = _bridge(source, target, feature, own_unit)
 
     def converted(number: float) -> float:
-        quantity = _registry().Quantity(number * source.magnitude, source.units)
+        quantity = _ucum()[0].Quantity(number * source.magnitude, source.units)
         # Pint multiplies no temperature that has an offset: only what needs the bridge takes it.
         bridged = quantity if bridge is None else quantity * bridge
         return float(bridged.to(target.units).magnitude / target.magnitude)
@@ -81,8 +85,9 @@ def fitting_units(feature: Feature, own: FloatArray) -> list[str]:
 def _parse(unit: str, feature: str) -> Any:
     from ucumvert.parser import InvalidUcumError
 
+    _, read = _ucum()
     try:
-        quantity = _registry().from_ucum(unit)
+        quantity = read(unit)
     except InvalidUcumError:
         quantity = None
     # An annotation such as {score} parses to a token without a dimension of its own.
@@ -90,8 +95,7 @@ def _parse(unit: str, feature: str) -> Any:
         raise TableError(
             f"unit '{unit}' is no UCUM unit that can be converted; correct [columns.{feature}] of site.toml"
         )
-    # ucumvert parses into pint's application registry, whose quantities mix with no other's.
-    return _registry().Quantity(quantity.magnitude, str(quantity.units))
+    return quantity
 
 
 def _bridge(source: Any, target: Any, feature: Feature, own_unit: str) -> Any:
@@ -99,7 +103,7 @@ def _bridge(source: Any, target: Any, feature: Feature, own_unit: str) -> Any:
     if source.is_compatible_with(target):
         return None
     if feature.molar_mass_g_mol is not None:
-        registry = _registry()
+        registry, _ = _ucum()
         molar_mass = feature.molar_mass_g_mol * registry.gram / registry.mole
         factors: tuple[Any, ...] = (molar_mass, 1 / molar_mass)
         # Of a temperature there is no amount; pint multiplies none that has an offset.
