@@ -1,8 +1,10 @@
 """How tests are dealt out to processes: one demonstration for all that look at it, else one file to one process.
 
-No property test fails because the machine is busy.
+No property test fails because the machine is busy. A process computes with one thread, and so does what it starts: as
+many tests run at once as there are cores, and threads that wait for a core in turn waste it.
 """
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parents[1]
+
+# Before anything imports a library that reads them.
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 settings.register_profile(
     "busy", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
