@@ -19,7 +19,12 @@ DatabaseUrl = Annotated[
     ),
 ]
 PasswordFile = Annotated[
-    str | None, typer.Option(help="File with its user's password, readable by its owner only.")
+    str | None,
+    typer.Option(
+        help="File with its user's password, readable by its owner only.",
+        # Written down in a folder that is new and empty.
+        callback=lambda path: path and str(Path(path).absolute()),
+    ),
 ]
 HERE = Path()
 

@@ -15,8 +15,10 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from coordinator_processes import coordinator_command
 from postgres_server import PostgresServer, open_engine, over_tls, postgres_server
 from server_fixtures import (
+    DICTIONARY_TOML,
     LIMITS,
     TIMEOUT_S,
     Clock,
@@ -104,13 +106,24 @@ def test_a_password_comes_from_a_private_file_and_is_written_nowhere(
 ) -> None:
     postgres.new_user("locked", "hunter2")
     url = postgres.new_database().replace("postgres@", "locked@")
-    password = tmp_path / "password"
+    password, dictionary = tmp_path / "password", tmp_path / "consortium.toml"
+    dictionary.write_text(DICTIONARY_TOML)
     for secret, sentence in (("", "no password supplied"), ("wrong", "password authentication")):
         password.write_text(secret)
         password.chmod(0o600)
         with pytest.raises(UnavailableError, match=f"lets nobody in: .*{sentence}") as caught:
             new_folder(tmp_path / "coordinator", database=url, password_file=str(password))
         assert not secret or secret not in str(caught.value)
+    error = coordinator_command(
+        "init",
+        f"--database={url}",
+        "--database-password-file=here",
+        "--name=heart",
+        f"--dictionary={dictionary}",
+        str(tmp_path / "coordinator"),
+        code=2,
+    )
+    assert f"'{Path('here').absolute()}' does not exist" in error
     password.write_text("hunter2\n")
     folder = new_folder(tmp_path / "coordinator", database=url, password_file=str(password))
     assert rows(folder, sa.select(store.dictionaries.c.version)) == [{"version": 1}]
