@@ -38,6 +38,8 @@ class Limits:
     sites : int
         Of one consortium. Grids, voxels and features of a report, and rows of a transfer, are bounded
         by the dictionary alone.
+    releases : int
+        Gap reports of one site under one dictionary: they are all read when it asks what was received.
     inbox_batch : int
         Inbox messages sent before the reader's sequence number is looked at again.
     statements_per_site : int
@@ -46,6 +48,8 @@ class Limits:
         Calls of one site, in the long run and at a time; at the enrolment port of one address.
     statements_per_s, statements_burst : float
         Those of them that change something.
+    read_share, read_burst_s : float
+        Of this process's time that calls of one site which only read may take, in the long run and at a time.
     kept_bytes_per_s, kept_bytes_burst : float
         Of what changes something, refused or not: it is kept, here and in other sites' inboxes. 4 KiB/s are 350 MB
         a day; a transfer has some 5 kB.
@@ -83,12 +87,15 @@ class Limits:
     digests_compared: int = 4_096
     text_bytes: int = 2_000
     sites: int = 10_000
+    releases: int = 1_000
     inbox_batch: int = 64
     statements_per_site: int = 10_000
     calls_per_s: float = 50.0
     calls_burst: float = 1_000.0
     statements_per_s: float = 10.0
     statements_burst: float = 500.0
+    read_share: float = 0.1
+    read_burst_s: float = 2.0
     kept_bytes_per_s: float = 4_096.0
     kept_bytes_burst: float = 256.0 * 1024**2
     bytes_per_s: float = 128.0 * 1024**2

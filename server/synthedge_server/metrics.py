@@ -91,7 +91,7 @@ def _calls(tallies: Tallies) -> Iterator[Metric]:
     limited = CounterMetricFamily(
         "synthedge_calls_limited", "Calls refused because of a limit.", labels=["limit"]
     )
-    for limit in ("calls", "statements", "kept", "at-once"):
+    for limit in ("calls", "statements", "kept", "reads", "at-once"):
         limited.add_metric([limit], tallies.limited[limit])
     yield limited
     for name, text, histogram in (

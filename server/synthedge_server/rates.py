@@ -80,8 +80,8 @@ class Admission:
 
     Parameters
     ----------
-    calls, changes, kept : Rates
-        Of all calls, of those that change something, and of the bytes of these.
+    calls, changes, kept, reads : Rates
+        Of all calls, of those that change something, of the bytes of these, and of the seconds that the others took.
     limits : Limits
         How many may be under way at once.
     tallies : Tallies
@@ -89,9 +89,15 @@ class Admission:
     """
 
     def __init__(
-        self, calls: Rates, changes: Rates, kept: Rates, limits: Limits, tallies: Tallies
+        self,
+        calls: Rates,
+        changes: Rates,
+        kept: Rates,
+        reads: Rates,
+        limits: Limits,
+        tallies: Tallies,
     ) -> None:
-        self._calls, self._changes, self._kept = calls, changes, kept
+        self._calls, self._changes, self._kept, self._reads = calls, changes, kept, reads
         self._limits, self._tallies = limits, tallies
         self._under_way: Counter[tuple[str, bool]] = Counter()
         self._told: dict[str, float] = {}
@@ -129,10 +135,16 @@ class Admission:
             raise self._busy(caller, "statements", "hands in too much at a time", wait_s)
         if changes and (wait_s := self._kept.take(caller, n_bytes + _ENTRY_BYTES)):
             raise self._busy(caller, "kept", "hands in more than is kept of one site", wait_s)
+        is_read = not changes and not is_stream
+        if is_read and (wait_s := self._reads.take(caller, 0.0)):
+            raise self._busy(caller, "reads", "asks for what takes too long", wait_s)
         self._under_way[key] += 1
+        start = time.perf_counter()
         try:
             yield
         finally:
+            if is_read:
+                self._reads.owe(caller, time.perf_counter() - start)
             self._under_way[key] -= 1
             if not self._under_way[key]:
                 del self._under_way[key]

@@ -6,7 +6,8 @@ from typing import Final
 from sqlalchemy import Connection, bindparam, func, select
 
 from synthedge_core.dictionary import Policy
-from synthedge_protocols.errors import PolicyError
+from synthedge_protocols.errors import LimitExceededError, PolicyError
+from synthedge_protocols.limits import Limits
 from synthedge_protocols.prepared import Prepared
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
@@ -14,6 +15,7 @@ from synthedge_server import store
 
 # Sums of epsilons are sums of floats.
 _TOLERANCE: Final = 1e-9
+_MAX_RELEASES: Final = Limits().releases
 _RECEIVED: Final = Prepared(
     select(store.reports.c.payload, store.reports.c.received_at_ms)
     .where(
@@ -31,7 +33,7 @@ def check_budget(
     policy: Policy,
     report: pb.GapReport,
 ) -> None:
-    """Return if a new release keeps a site within the budget of its dictionary.
+    """Return if a new release keeps a site within the budget of its dictionary, and within what is kept of it.
 
     The site's own ledger refuses first; this holds for a site whose ledger was lost or changed.
 
@@ -39,13 +41,20 @@ def check_budget(
     ------
     PolicyError
         If the epsilons of all releases would exceed the policy's ``epsilon_total``.
+    LimitExceededError
+        If there are too many, each of which may have spent little or, in threshold mode, nothing.
     """
     table = store.reports
-    spent: float = connection.execute(
-        select(func.coalesce(func.sum(table.c.epsilon), 0.0)).where(
+    n_releases, spent = connection.execute(
+        select(func.count(), func.coalesce(func.sum(table.c.epsilon), 0.0)).where(
             table.c.site == site, table.c.dictionary_digest == dictionary_digest
         )
-    ).scalar_one()
+    ).one()
+    if n_releases >= _MAX_RELEASES:
+        raise LimitExceededError(
+            f"gap report: site '{site}' has published {n_releases} under this dictionary, as many as are kept; ask the "
+            "operator for a new version of the dictionary"
+        )
     if not spent + report.epsilon <= policy.epsilon_total + _TOLERANCE:
         raise PolicyError(
             f"gap report: epsilon {report.epsilon:g} on top of {spent:g} that was received before; the consortium "

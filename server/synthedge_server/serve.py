@@ -402,6 +402,7 @@ def _admission(limits: Limits, tallies: Tallies) -> Admission:
         Rates(limits.calls_per_s, limits.calls_burst),
         Rates(limits.statements_per_s, limits.statements_burst),
         Rates(limits.kept_bytes_per_s, limits.kept_bytes_burst),
+        Rates(limits.read_share, limits.read_burst_s),
         limits,
         tallies,
     )

@@ -127,6 +127,7 @@ def test_the_document_has_every_error_type_and_limit_as_they_are() -> None:
         limits.statements_burst,
         limits.sites,
         limits.digests_compared,
+        limits.releases,
         limits.kept_bytes_per_s,
         limits.kept_bytes_burst,
     )

@@ -25,6 +25,7 @@ from synthedge_core.holes import find_holes, hole_profile, population_holes
 from synthedge_protocols.errors import LimitExceededError, MalformedError, ProtocolError
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.v1 import statements_pb2 as pb
+from synthedge_server import releases
 from synthedge_server.report_checks import check_report
 from synthedge_server.serve import running
 
@@ -171,6 +172,19 @@ async def test_a_consortium_that_is_full_enrols_nobody(tmp_path: Path) -> None:
         with pytest.raises(LimitExceededError, match="has 1 sites, as many as it may have"):
             await consortium.enrol("south")
         await consortium.close()
+
+
+async def test_a_site_publishes_only_so_often_under_one_dictionary(
+    coordinator: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In threshold mode no budget ends it, and every report is read whenever the site asks what was received.
+    monkeypatch.setattr(releases, "_MAX_RELEASES", 2)
+    hospital = await coordinator.enrol("north")
+    first, second, third = (gap_report(*counts_of_site(i)) for i in range(3))
+    for report in (first, second, first):
+        await hospital.submit(hospital.sign_as_steward(report))
+    with pytest.raises(LimitExceededError, match="has published 2 under this dictionary"):
+        await hospital.submit(hospital.sign_as_steward(third))
 
 
 async def test_a_site_has_only_so_many_transfers_under_way(tmp_path: Path) -> None:

@@ -102,6 +102,15 @@ async def test_what_is_kept_of_one_site_is_bounded_refused_or_not(tmp_path: Path
         await north.submit(north.sign_as_steward(acceptance()))
 
 
+async def test_who_asks_for_what_takes_long_waits_as_long_as_that_cost(tmp_path: Path) -> None:
+    async with consortium_with(tmp_path, read_share=0.001, read_burst_s=0.0001) as consortium:
+        north, south = await consortium.enrol("north"), await consortium.enrol("south")
+        refused = [error for error in await outcomes(north, 60) if error is not None]
+        assert refused
+        assert all(isinstance(error, BusyError) for error in refused)
+        assert await outcomes(south, 1) == [None]
+
+
 async def test_a_site_has_so_many_streams_at_once(tmp_path: Path) -> None:
     async with consortium_with(tmp_path, streams_at_once=2) as consortium:
         north = await consortium.enrol("north")

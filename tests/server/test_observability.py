@@ -51,7 +51,7 @@ LABELS = {
     "status": {code.name for code in grpc.StatusCode},
     "standing": {s.value for s in Standing},
     "state": {s.value for s in State},
-    "limit": {"calls", "statements", "kept", "at-once"},
+    "limit": {"calls", "statements", "kept", "reads", "at-once"},
     "certificate": {"ca", "server"},
 }
 
