@@ -101,6 +101,7 @@ def open_published(plan: Plan, i: int, scratch: str) -> Iterator[Site]:
     made = hospital(plan, i)
     with TemporaryDirectory(dir=scratch) as name:
         folder = Path(name)
+        (folder / "keys").mkdir(mode=0o700)  # where the steward's certificate is kept
         _write_table(made, plan.dictionary, folder / "patients.csv")
         keys = VirtualKeys(plan, made.site)
         database = store.Store(folder / "site.db")
