@@ -42,7 +42,7 @@ SNAPSHOT = "synthedge_snapshot"
 """Execution option of a connection whose statements all read one moment, where that costs more than a read each."""
 
 
-def sqlite_engine(path: Path) -> Engine:
+def sqlite_engine(path: Path, name: str | None = None) -> Engine:
     """Open, or create with mode 0600, an SQLite store.
 
     Write-ahead log, ``synchronous=FULL`` (a commit survives a power cut), foreign keys enforced,
@@ -53,12 +53,15 @@ def sqlite_engine(path: Path) -> Engine:
     ----------
     path : Path
         The database file; its folder must exist.
+    name : str, optional
+        What whoever uses the engine hears of failures calls it, where that is not for others; else its path.
 
     Raises
     ------
     UnavailableError
         If the file cannot be opened or created; of any use of the engine, if its disk is full.
     """
+    name = name or str(path)
     try:
         # SQLite gives its log the mode of the database, so this covers both.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -89,12 +92,12 @@ def sqlite_engine(path: Path) -> Engine:
         code = getattr(context.original_exception, "sqlite_errorcode", 0) & 0xFF
         if code in _NO_ROOM:
             raise UnavailableError(
-                f"the store '{path}' cannot be written now ({context.original_exception}); nothing was half-written: "
+                f"the store '{name}' cannot be written now ({context.original_exception}); nothing was half-written: "
                 "make room on its disk, or check it, and try again"
             ) from None
         if code in _DAMAGED:
             raise UnavailableError(
-                f"the store '{path}' is damaged ({context.original_exception}); restore it from a backup"
+                f"the store '{name}' is damaged ({context.original_exception}); restore it from a backup"
             ) from None
 
     @event.listens_for(engine, "begin")

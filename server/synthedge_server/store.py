@@ -311,7 +311,8 @@ def engine_of(folder: CoordinatorFolder, settings: Settings) -> Engine:
         If the file with its password may be read by others.
     """
     if settings.database is None:
-        return sqlite_engine(folder.database)
+        # Sites hear of its failures; where it lies is not theirs to know.
+        return sqlite_engine(folder.database, folder.database.name)
     # Most coordinators work on SQLite: their processes stay free of the driver.
     from synthedge_server.postgres import postgres_engine
 

@@ -366,8 +366,8 @@ class MemoryConsortium:
     def _run(self, coroutine: Any) -> Any:
         return self._loop.run_until_complete(coroutine)
 
-    def _engine(self, path: Path) -> sa.Engine:
-        engine = sqlite_engine(path)
+    def _engine(self, path: Path, name: str | None = None) -> sa.Engine:
+        engine = sqlite_engine(path, name)
         self.commits[COORDINATOR].watch(engine)
         return engine
 

@@ -108,7 +108,9 @@ def test_a_full_disk_at_the_coordinator_is_told_to_the_site_and_it_goes_on(
 ) -> None:
     identifier = ask(consortium)
     consortium.commits[COORDINATOR].has_room = False
-    with pytest.raises(UnavailableError, match="cannot be written now"):
+    with pytest.raises(
+        UnavailableError, match=r"the store 'coordinator\.db' cannot be written now"
+    ):
         consortium.exchange("north")
     consortium.commits[COORDINATOR].has_room = True
     assert at_coordinator(consortium) == []
