@@ -8,7 +8,7 @@ from typing import Literal
 
 from synthedge_client.audit import AuditReport
 from synthedge_client.audit_sections import render, to_csv
-from synthedge_client.console import plain
+from synthedge_client.console import plain, rich_console
 from synthedge_core.errors import UsageError
 
 Form = Literal["text", "json", "csv", "html"]
@@ -74,8 +74,6 @@ def _content(report: AuditReport, form: Form) -> str:
         return to_html(report)
     from io import StringIO
 
-    from rich.console import Console
-
     buffer = StringIO()
-    render(report, Console(file=buffer, width=80, highlight=False, color_system=None))
+    render(report, rich_console(buffer, width=80))
     return buffer.getvalue()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from synthedge_client.audit import AuditReport
+from synthedge_client.console import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -208,14 +209,14 @@ def render(report: AuditReport, console: "Console") -> None:
             for heading in headings:
                 table.add_column(heading)
             for row in section.rows:
-                table.add_row(*map(Text, row))
+                table.add_row(*(Text(printable(cell)) for cell in row))
             console.print(table)
             continue
         for row in section.rows:
-            console.print(Text(f"- {headings[0]}: {row[0]}"), soft_wrap=True)
+            console.print(Text(printable(f"- {headings[0]}: {row[0]}")), soft_wrap=True)
             for heading, cell in zip(headings[1:], row[1:], strict=True):
                 if cell:
-                    console.print(Text(f"    {heading}: {cell}"), soft_wrap=True)
+                    console.print(Text(printable(f"    {heading}: {cell}")), soft_wrap=True)
 
 
 def to_csv(report: AuditReport) -> str:

@@ -10,9 +10,9 @@ from synthedge_client.cli_options import (
     FolderOption,
     JsonOption,
     PassphraseOption,
+    ask_steward,
     in_lines,
     lines,
-    read_passphrase,
     table,
 )
 from synthedge_client.cli_withdrawals import received_app
@@ -91,13 +91,12 @@ def audit_alarms(
     """Show what speaks against the coordinator's audit log, with the heads it signed."""
     from synthedge_client.log_heads import alarms, clear_alarms
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         with site.store.read() as connection:
             raised = alarms(connection)
         if steward is not None:
-            key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))
+            key = ask_steward(site, steward, passphrase_file)
             with site.store.write() as connection:
                 clear_alarms(connection, key.label)
     emit(

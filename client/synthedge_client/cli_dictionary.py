@@ -10,8 +10,8 @@ from synthedge_client.cli_options import (
     JsonOption,
     PassphraseOption,
     StewardOption,
+    ask_steward,
     lines,
-    read_passphrase,
     table,
 )
 from synthedge_client.console import emit
@@ -112,10 +112,9 @@ def dictionary_accept(
     """Sign that this site labels its patients as the outcome definition says, and work under this version."""
     from synthedge_client.dictionaries import accept
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
-        key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))
+        key = ask_steward(site, steward, passphrase_file)
         result = accept(site, key, version)
     emit(
         result,

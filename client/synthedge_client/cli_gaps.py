@@ -10,8 +10,8 @@ from synthedge_client.cli_options import (
     JsonOption,
     PassphraseOption,
     StewardOption,
+    ask_steward,
     lines,
-    read_passphrase,
     table,
 )
 from synthedge_client.console import emit
@@ -93,12 +93,9 @@ def gaps_publish(
     """Sign the gap report that `gaps preview` shows, and queue it; the agent sends exactly these bytes."""
     from synthedge_client.releases import publish
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
-        result = publish(
-            site, open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))
-        )
+        result = publish(site, ask_steward(site, steward, passphrase_file))
     what = "Queued" if result["new"] else "The same release, queued again at no cost"
     emit(
         result,
@@ -152,10 +149,9 @@ def gaps_repair(
     """Take releases that only the coordinator remembers into this site's ledger, after a restore from backup."""
     from synthedge_client.ledger_check import repair
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
-        who = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))
+        who = ask_steward(site, steward, passphrase_file)
         result = repair(site, who)
     emit(
         result,

@@ -11,8 +11,8 @@ from synthedge_client.cli_options import (
     JsonOption,
     PassphraseOption,
     StewardOption,
+    ask_steward,
     lines,
-    read_passphrase,
 )
 from synthedge_client.console import emit
 
@@ -37,10 +37,9 @@ def rotate(
     from synthedge_client.policies import list_policies
     from synthedge_client.rotation import rotate as make_new
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
-        key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))
+        key = ask_steward(site, steward, passphrase_file)
         made = make_new(site, key, sealing_only=sealing_only)
         lapsed = [p for p in list_policies(site) if p["problem"]]
     told = (

@@ -33,9 +33,10 @@ def steward_add(
     """Make a steward's key; nobody else can sign with it, the agent neither."""
     from synthedge_client import store
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import add_steward
+    from synthedge_client.stewards import add_steward, require_new
 
     with open_site(dir) as site:
+        require_new(site.settings.keys, name)
         passphrase = read_passphrase(passphrase_file, confirm=True)
         fingerprint = add_steward(site.settings.keys, name, passphrase)
         with site.store.write() as connection:

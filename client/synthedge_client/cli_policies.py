@@ -11,8 +11,8 @@ from synthedge_client.cli_options import (
     JsonOption,
     PassphraseOption,
     StewardOption,
+    ask_steward,
     lines,
-    read_passphrase,
     table,
 )
 from synthedge_client.console import emit
@@ -53,7 +53,6 @@ def policies_add(
     from synthedge_client.policies import add_policy
     from synthedge_client.policy_words import end_of_day_ms, regions_named
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import open_steward
     from synthedge_core.errors import UsageError
     from synthedge_protocols.v1.statements_pb2 import StandingPolicy
 
@@ -72,7 +71,7 @@ def policies_add(
             regions=regions_named(site, region or []),
             valid_until_ms=end_of_day_ms(last_day),
         )
-        key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))
+        key = ask_steward(site, steward, passphrase_file)
         identifier, is_in_force = add_policy(site, key, body)
     said = "in force" if is_in_force else "in force once another steward signs it: policies sign"
     emit(
@@ -124,10 +123,9 @@ def policies_sign(
     """Sign a policy as the second of two stewards, or anew after new keys or a new dictionary."""
     from synthedge_client.policies import countersign, list_policies
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
-        key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))
+        key = ask_steward(site, steward, passphrase_file)
         identifier = countersign(site, key, id)
         (policy,) = [p for p in list_policies(site) if p["policy"] == identifier.hex()]
     said = "Signed; " + (policy["problem"] or "it is in force") + "."
@@ -147,9 +145,8 @@ def policies_remove(
     """End a policy at once."""
     from synthedge_client.policies import remove_policy
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
-        key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))
+        key = ask_steward(site, steward, passphrase_file)
         identifier = remove_policy(site, key, id)
     emit({"policy": identifier.hex()}, as_json=json, render=lines("Removed."))

@@ -8,8 +8,8 @@ from synthedge_client.cli_options import (
     JsonOption,
     PassphraseOption,
     StewardOption,
+    ask_steward,
     lines,
-    read_passphrase,
 )
 from synthedge_client.console import emit
 
@@ -28,10 +28,9 @@ def recover(
     """Let a site go on whose records differed from the coordinator's: one of the two is a restored backup."""
     from synthedge_client.divergence import recover as recover_site
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
-        signer = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))
+        signer = ask_steward(site, steward, passphrase_file)
         result = recover_site(site, signer)
     emit(
         result,

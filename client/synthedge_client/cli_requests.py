@@ -10,9 +10,9 @@ from synthedge_client.cli_options import (
     JsonOption,
     PassphraseOption,
     StewardOption,
+    ask_steward,
     in_lines,
     lines,
-    read_passphrase,
     table,
     transfer_named,
 )
@@ -49,13 +49,12 @@ def requests_new(
     from synthedge_client.asking import request
     from synthedge_client.gaps import choose_region
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         region = choose_region(site, gap, donor)
         transfer_id = request(
             site,
-            open_steward(site.settings.keys, steward, read_passphrase(passphrase_file)),
+            ask_steward(site, steward, passphrase_file),
             donor=region.donor,
             grid=region.grid,
             voxel=region.voxel,
@@ -190,14 +189,13 @@ def requests_approve(
     """Sign the prepared rows; the agent seals and ships them."""
     from synthedge_client.donating import approve
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         transfer = transfer_named(site, id)
         is_complete = approve(
             site,
             transfer,
-            open_steward(site.settings.keys, steward, read_passphrase(passphrase_file)),
+            ask_steward(site, steward, passphrase_file),
         )
     emit(
         {"transfer_id": transfer.id.hex(), "rows": transfer.rows, "complete": is_complete},
@@ -222,14 +220,13 @@ def requests_decline(
     """Decline a request."""
     from synthedge_client.donating import decline
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         transfer = transfer_named(site, id)
         decline(
             site,
             transfer,
-            open_steward(site.settings.keys, steward, read_passphrase(passphrase_file)),
+            ask_steward(site, steward, passphrase_file),
             reason,
         )
     emit({"transfer_id": transfer.id.hex()}, as_json=json, render=lines("Declined."))
@@ -246,14 +243,13 @@ def requests_accept(
     """Take in a delivery that passed the gate ('requests show' says what the gate found); the receipt is signed."""
     from synthedge_client.accepting import accept
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         transfer = transfer_named(site, id)
         accept(
             site,
             transfer,
-            open_steward(site.settings.keys, steward, read_passphrase(passphrase_file)),
+            ask_steward(site, steward, passphrase_file),
         )
     emit(
         {"transfer_id": transfer.id.hex(), "rows": transfer.rows},
@@ -274,14 +270,13 @@ def requests_refuse(
     """Delete a delivery that passed the gate, and say so to the donor."""
     from synthedge_client.accepting import refuse
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         transfer = transfer_named(site, id)
         refuse(
             site,
             transfer,
-            open_steward(site.settings.keys, steward, read_passphrase(passphrase_file)),
+            ask_steward(site, steward, passphrase_file),
             reason,
         )
     emit(
@@ -303,14 +298,13 @@ def requests_cancel(
     """Call a transfer off: the recipient until it is delivered, the donor after its approval."""
     from synthedge_client.cancelling import cancel
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
         transfer = transfer_named(site, id)
         cancel(
             site,
             transfer,
-            open_steward(site.settings.keys, steward, read_passphrase(passphrase_file)),
+            ask_steward(site, steward, passphrase_file),
             reason,
         )
     emit(

@@ -11,8 +11,8 @@ from synthedge_client.cli_options import (
     JsonOption,
     PassphraseOption,
     StewardOption,
+    ask_steward,
     lines,
-    read_passphrase,
     table,
     transfer_named,
 )
@@ -93,12 +93,11 @@ def withdraw(
 ) -> None:
     """Take a whole transfer back, as its donor: the recipient must purge every row."""
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import open_steward
     from synthedge_client.withdrawals import withdraw_transfer
 
     with open_site(dir) as site:
         transfer = transfer_named(site, id)
-        key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))
+        key = ask_steward(site, steward, passphrase_file)
         done = withdraw_transfer(site, transfer, key, reason)
     _show(done, json, "The whole transfer is withdrawn.")
 
@@ -171,12 +170,11 @@ def received_purge(
     """Delete every row of a received transfer; the donor is told which files were written with them."""
     from synthedge_client.purging import purge_transfer
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import open_steward
     from synthedge_client.withdrawals import report_fields
 
     with open_site(dir) as site:
         transfer = transfer_named(site, id)
-        key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))
+        key = ask_steward(site, steward, passphrase_file)
         report = report_fields(purge_transfer(site, transfer, key, reason))
     emit({"transfer_id": transfer.id.hex()} | report, as_json=json, render=lines(_result(report)))
 
@@ -244,10 +242,9 @@ def peers_forget(
     """Let the key of a peer go that lost its keys and enrolled anew; its new one must be compared."""
     from synthedge_client.recovery import forget_peer
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
-        key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))
+        key = ask_steward(site, steward, passphrase_file)
         forget_peer(site, peer, key, reason)
     emit(
         {"peer": peer},
@@ -263,10 +260,9 @@ def _stand(
 ) -> None:
     from synthedge_client.leaving import change_standing
     from synthedge_client.site import open_site
-    from synthedge_client.stewards import open_steward
 
     with open_site(dir) as site:
-        key = open_steward(site.settings.keys, steward, read_passphrase(passphrase_file))
+        key = ask_steward(site, steward, passphrase_file)
         result = change_standing(site, action, key, reason)
     emit(
         result,

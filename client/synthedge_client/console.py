@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 import typer
@@ -106,13 +106,23 @@ def emit(data: Any, *, as_json: bool, render: "Callable[[Console], None] | None"
     elif render is None:
         print_line(json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False))
     else:
-        from rich.console import Console
-
         # A file or a pipe has no width; 80 columns would cut what a pager shows.
-        width = None if sys.stdout.isatty() else 120
-        # Nothing printed here is markup: a column, a level or a peer's reason may be "[/b]" or ":x:".
-        out = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
-        render(out)
+        render(rich_console(sys.stdout, width=None if sys.stdout.isatty() else 120))
+
+
+def rich_console(file: TextIO, width: int | None) -> "Console":
+    """Make the console of every result: it shows text as it is.
+
+    Brackets in it are a table of site.toml, a region's bounds or a peer's words, never markup.
+    """
+    from rich.console import Console
+
+    return Console(file=file, width=width, highlight=False, markup=False, emoji=False)
+
+
+def printable(text: str) -> str:
+    """Take out what would steer a terminal: reasons and names of files are a peer's words."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
 def print_line(text: str) -> None:

@@ -115,11 +115,9 @@ def _render_verdict(out: "Console", name: str, verdict: "Severity") -> None:
     out.print(
         f"Severity {verdict.level} ({verdict.score}); chance {verdict.p_value:.3f}. "
         f"Will filling help: {'yes' if verdict.will_help else 'no'}{expected}.",
-        markup=False,
         soft_wrap=True,
     )
-    out.print(verdict.recommendation, markup=False, soft_wrap=True)
+    out.print(verdict.recommendation, soft_wrap=True)
     out.print(
         f"(The published package would say {verdict.seed_level}, {verdict.seed_score}.)",
-        markup=False,
     )

@@ -72,10 +72,10 @@ def _render(out: "Console", result: "Comparison") -> None:
             for m in ("auprc", "auroc", "recall_at_fpr", "brier")
         ]
         table.add_row(one.method, one.model, f"{one.rows_added:.0f}", *cells)
-    out.print(title, markup=False, soft_wrap=True)
+    out.print(title, soft_wrap=True)
     out.print(table)
     out.print(
         "Every method saw the training rows only; all but 'none' train with the same class weights."
     )
     for line in result.notes:
-        out.print(line, markup=False, soft_wrap=True)
+        out.print(line, soft_wrap=True)

@@ -119,10 +119,9 @@ def _render(out: "Console", data: dict[str, Any], reports: "tuple[VoxelReport, .
     out.print(table)
     for report in reports:
         if report.note:
-            out.print(f"voxel {report.voxel}: {report.note}", markup=False)
+            out.print(f"voxel {report.voxel}: {report.note}")
     out.print(
         f"{data['rows_added']} rows added to {data['rows_before']}; written to {data['output']}. "
         "Column _origin marks the new ones; never put them into a test split.",
-        markup=False,
         soft_wrap=True,
     )

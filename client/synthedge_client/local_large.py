@@ -66,7 +66,7 @@ def _render(out: "Console", data: dict[str, Any]) -> None:
         table.add_row(*(str(gap[key]) for key in keys))
     out.print(table)
     if data["columns_left_out"]:
-        out.print(f"Not scanned: {', '.join(data['columns_left_out'])}.", markup=False)
+        out.print(f"Not scanned: {', '.join(data['columns_left_out'])}.")
     out.print(
         f"{data['rows']} rows were scanned by row groups. The table is too large for the verdict "
         "and the named regions: analyse a random part of it for those.",

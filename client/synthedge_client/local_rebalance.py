@@ -258,8 +258,8 @@ def _render_plan(out: "Console", plan: "RebalancePlan") -> None:
         table.add_row(str(one.level), *map(str, numbers))
     out.print(table)
     for note in plan.notes:
-        out.print(note, markup=False, soft_wrap=True)
-    out.print(f"{plan.n_rows} rows afterwards; nothing was written.", markup=False)
+        out.print(note, soft_wrap=True)
+    out.print(f"{plan.n_rows} rows afterwards; nothing was written.")
 
 
 def _render(
@@ -279,7 +279,6 @@ def _render(
     stopped = ", ".join(f"{reason} {n}" for reason, n in done.rejected.items() if n)
     out.print(
         f"{done.n_generated} candidates, {done.n_accepted} kept; not kept: {stopped or 'none'}.",
-        markup=False,
         soft_wrap=True,
     )
     if checked is not None:
@@ -287,12 +286,10 @@ def _render(
             out.print(
                 f"{found.model} trained on {found.trained_on}: ROC-AUC {found.roc_auc:.3f}, ratio "
                 f"{found.ratio:.3f} ({found.ratio_low:.3f} to {found.ratio_high:.3f})",
-                markup=False,
                 soft_wrap=True,
             )
     out.print(
         f"{data['n_rows']} rows written to {data['output']}. Columns _origin and _synthetic mark the "
         "new ones; never put them into a test split.",
-        markup=False,
         soft_wrap=True,
     )

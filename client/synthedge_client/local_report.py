@@ -59,4 +59,4 @@ def report(
             refusal = str(refused)
     write_report(synthedge, output, title=arguments.name, refusal=refusal)
     out = {"output": str(output), "bytes": output.stat().st_size, "refusal": refusal}
-    console.emit(out, as_json=json, render=lambda c: c.print(f"written to {output}", markup=False))
+    console.emit(out, as_json=json, render=lambda c: c.print(f"written to {output}"))

@@ -295,7 +295,7 @@ def create_site(folder: Path, *, id: str, data: Path, patient_id: str, consent: 
     Raises
     ------
     UsageError
-        If there is a site already, or the table is not there.
+        If there is a site already, the table is not there, or the folder cannot be made.
     MalformedError
         If the id is not of lower-case letters, digits and hyphens.
     """
@@ -314,7 +314,12 @@ def create_site(folder: Path, *, id: str, data: Path, patient_id: str, consent: 
     if not table.is_file():
         raise UsageError(f"there is no file {data}; name the table of patients with --data")
     made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise UsageError(
+            f"{folder} cannot be made: {error.strerror}; choose another folder"
+        ) from None
     document = {
         "site": {
             "id": id,

@@ -100,15 +100,28 @@ def add_steward(keys: Path, name: str, passphrase: bytes) -> str:
     MalformedError
         If the name is not of lower-case letters, digits and hyphens.
     """
-    check_name("steward", name)
+    require_new(keys, name)
     require_long(passphrase)
     path = _stewards(keys) / f"{name}.key"
-    if path.exists():
-        raise UsageError(f"steward '{name}' exists; choose another name")
     path.parent.mkdir(mode=0o700, exist_ok=True)
     key = StatementKey.generate()
     key.save(path, passphrase, cost=PASSPHRASE_COST)
     return key.fingerprint
+
+
+def require_new(keys: Path, name: str) -> None:
+    """Refuse a name that no new steward can have.
+
+    Raises
+    ------
+    UsageError
+        If the steward exists.
+    MalformedError
+        If the name is not of lower-case letters, digits and hyphens.
+    """
+    check_name("steward", name)
+    if name in list_stewards(keys):
+        raise UsageError(f"steward '{name}' exists; choose another name")
 
 
 def list_stewards(keys: Path) -> list[str]:
@@ -124,7 +137,7 @@ def remove_steward(keys: Path, name: str) -> None:
     UsageError
         If there is no such steward, or no other.
     """
-    _require_steward(keys, name)
+    require_steward(keys, name)
     if list_stewards(keys) == [name]:
         raise UsageError(
             f"'{name}' is the only steward, and only a steward can rotate the site's keys; "
@@ -144,7 +157,7 @@ def open_steward(keys: Path, name: str, passphrase: bytes) -> Steward:
     IdentityError
         If the passphrase is wrong.
     """
-    _require_steward(keys, name)
+    require_steward(keys, name)
     return Steward(name, StatementKey.load(_stewards(keys) / f"{name}.key", passphrase))
 
 
@@ -152,7 +165,14 @@ def _stewards(keys: Path) -> Path:
     return keys / "stewards"
 
 
-def _require_steward(keys: Path, name: str) -> None:
+def require_steward(keys: Path, name: str) -> None:
+    """Refuse a name that no steward has.
+
+    Raises
+    ------
+    UsageError
+        If there is no such steward.
+    """
     if name not in list_stewards(keys):
         raise UsageError(
             f"there is no steward '{name}'; run 'synthedge site steward add {name}' or see 'steward list'"

@@ -10,6 +10,7 @@ import gzip
 import io
 import lzma
 import re
+import warnings
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ _SEPARATORS = (",", ";", "\t", "|")
 _SAMPLE_LINES = 50
 _DATABASE_URL = re.compile(r"^[a-z][a-z0-9+]*://", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"^\s*[+-]?\d+,\d+\s*$")
+_NUMBER = re.compile(r"^[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?$")
 _DECIMAL_POINT = re.compile(r"^\s*[+-]?\d*\.\d+\s*$")
 
 
@@ -94,7 +96,14 @@ def _shown(source: str) -> str:
 def _read_database(url: str, query: str | None) -> "pd.DataFrame":
     import pandas as pd
     from sqlalchemy import create_engine, text
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+    from sqlalchemy.exc import (
+        ArgumentError,
+        DataError,
+        IntegrityError,
+        NoSuchModuleError,
+        ResourceClosedError,
+        SQLAlchemyError,
+    )
 
     if query is None:
         raise TableError(f"{_shown(url)} needs a query; give one with --query")
@@ -106,9 +115,13 @@ def _read_database(url: str, query: str | None) -> "pd.DataFrame":
         raise TableError(
             f"{_shown(url)} cannot be opened: {type(error).__name__}; check the URL"
         ) from None
+    except ResourceClosedError:
+        raise TableError(f"the query on {_shown(url)} returns no rows; give a SELECT") from None
     except SQLAlchemyError as error:
-        # The driver's own text may quote rows; its first line names the table or column at fault.
+        # A driver's text names the table or column at fault, unless it quotes a value.
         cause = str(getattr(error, "orig", None) or type(error).__name__).splitlines()[0][:120]
+        if isinstance(error, DataError | IntegrityError) or " with text " in cause:
+            cause = "a value is not of the type that the query or the driver wants"
         raise TableError(f"the query on {_shown(url)} failed: {cause}") from None
 
 
@@ -172,7 +185,8 @@ def _decode(data: bytes, name: str) -> str:
             continue
         if "\x00" in text:
             break
-        return text.removeprefix("\ufeff")
+        # Old Macs, and Excel for them, end lines by a carriage return alone.
+        return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     raise TableError(
         f"'{name}' is not a text file in UTF-8, UTF-16 or Windows-1252; export it as CSV"
     )
@@ -182,13 +196,38 @@ def _separator(lines: list[str], name: str) -> str:
     """Choose the separator that gives the most columns, the same number in nearly every line."""
     best, best_columns = ",", 1
     for separator in _SEPARATORS:
-        widths = [len(row) for row in csv.reader(lines, delimiter=separator) if row]
+        widths = [len(row) for row in _split(lines, separator, name) if row]
         if not widths or widths[0] < 2:
             continue
         agreeing = sum(width == widths[0] for width in widths)
         if agreeing >= 0.9 * len(widths) and widths[0] > best_columns:
             best, best_columns = separator, widths[0]
     return best
+
+
+def _split(lines: list[str], separator: str, name: str) -> list[list[str]]:
+    try:
+        return list(csv.reader(lines, delimiter=separator))
+    except csv.Error:  # its text quotes nothing, and tells a user nothing
+        raise TableError(
+            f"'{name}' has a cell of more than {csv.field_size_limit():,} characters in its first lines: "
+            "a quotation mark that is not closed, or free text; mend it or leave that column out"
+        ) from None
+
+
+def _require_header(names: list[str], name: str) -> None:
+    """Refuse a file that begins with a patient: messages and reports show names of columns.
+
+    Names that merely count the columns, as programs write them, are names.
+    """
+    told = [n for n in names if n]
+    values = [n for n in told if n in MISSING_WORDS or _NUMBER.match(n)]
+    counted = [[str(first + i) for i in range(len(values))] for first in (0, 1)]
+    if 2 * len(values) > len(told) and values not in counted:
+        raise TableError(
+            f"the first line of '{name}' looks like a row of the table, not like names of columns; "
+            "put a line with the names before it"
+        )
 
 
 def _parse_csv(text: str, name: str) -> "pd.DataFrame":
@@ -199,28 +238,36 @@ def _parse_csv(text: str, name: str) -> "pd.DataFrame":
         text = text.split("\n", 1)[1]
         lines = lines[1:]
     separator = _separator(lines, name)
-    cells = [cell for row in csv.reader(lines[1:], delimiter=separator) for cell in row]
+    cells = [cell for row in _split(lines[1:], separator, name) for cell in row]
     commas = sum(bool(_DECIMAL_COMMA.match(cell)) for cell in cells)
     points = sum(bool(_DECIMAL_POINT.match(cell)) for cell in cells)
-    header = next(csv.reader(lines[:1], delimiter=separator))
-    names = [cell.strip() for cell in header]
+    names = [cell.strip() for cell in _split(lines[:1], separator, name)[0]]
+    _require_header(names, name)
     repeated = sorted({n for n in names if names.count(n) > 1})
     if repeated:
         raise TableError(f"'{name}' has the column name '{repeated[0]}' more than once; rename one")
     try:
-        return pd.read_csv(
-            io.StringIO(text),
-            sep=separator,
-            decimal="," if separator != "," and commas > points else ".",
-            names=names,
-            header=0,
-            index_col=False,
-            keep_default_na=False,
-            na_values=list(MISSING_WORDS),
-            skipinitialspace=True,
-            low_memory=False,
-        )
+        with warnings.catch_warnings():
+            # Cells beyond the header's would be left out, with a warning.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(
+                io.StringIO(text),
+                sep=separator,
+                decimal="," if separator != "," and commas > points else ".",
+                names=names,
+                header=0,
+                index_col=False,
+                keep_default_na=False,
+                na_values=list(MISSING_WORDS),
+                skipinitialspace=True,
+                low_memory=False,
+            )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, pd.errors.ParserWarning) as error:
+        unclosed = re.search(r"inside string starting at row (\d+)", str(error))
+        if unclosed:
+            raise TableError(
+                f"'{name}' has a quotation mark in row {unclosed.group(1)} that is not closed; mend that row"
+            ) from None
         line = re.search(r"line (\d+)", str(error))
         where = f" at line {line.group(1)}" if line else ""
         raise TableError(

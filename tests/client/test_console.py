@@ -80,6 +80,31 @@ def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str]) -
     assert "synthedge-federation[ctgan]" in capsys.readouterr().err
 
 
+def test_text_is_shown_as_it_is_and_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    said = 'write missing = ["0"] in [columns.chol] :smile: [/] of site.toml'
+    render = table("Findings", ["s"], [[said], ["a\x1b[31mb"]])
+    console.emit({}, as_json=False, render=render)
+    console.emit({}, as_json=False, render=lines(f"{said} a\x1b[31mb"))
+    out = capsys.readouterr().out
+    assert out.count(said) == 2
+    assert out.startswith("Findings\n")
+    assert "\x1b[31m" not in out
+
+
+def test_who_cannot_be_asked_for_a_passphrase_is_told_how_to_give_it() -> None:
+    code = (
+        "from synthedge_client.cli_options import read_passphrase\n"
+        "try: read_passphrase(None)\n"
+        "except Exception as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        stdin=subprocess.DEVNULL, start_new_session=True, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "give --passphrase-file" in done.stdout
+    assert done.stderr == ""
+
+
 def test_json_is_strict_and_in_its_envelope(capsys: pytest.CaptureFixture[str]) -> None:
     assert console.run_app(app_that(), ["work", "--json"], program="synthedge") == 0
     assert json.loads(capsys.readouterr().out) == {

@@ -75,6 +75,14 @@ def test_a_site_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "patients.csv").write_text("mrn,consent\n1,active\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="cannot be made: File exists"):
+        create_site(
+            tmp_path / "patients.csv", id="north", data=tmp_path / "patients.csv", patient_id="mrn", consent="consent"
+        )  # fmt: skip
+
+
 def test_keys_and_database_are_for_their_owner_alone(folder: Path) -> None:
     files = [*(folder / "keys").iterdir(), folder / "site.db"]
 

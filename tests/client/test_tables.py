@@ -24,6 +24,7 @@ EXPECTED = pd.DataFrame({"age": [61, 55, 70], "bp": [120.5, None, 133.0], "sex":
         ROWS.encode("utf-16"),
         ROWS.encode("utf-16-le"),
         ROWS.replace("\n", "\r\n").encode(),
+        ROWS.replace("\n", "\r").encode(),
         ROWS.replace(",", "\t").encode(),
         ROWS.replace(",", "|").encode(),
         ROWS.replace(",", ";").encode(),
@@ -39,6 +40,7 @@ EXPECTED = pd.DataFrame({"age": [61, 55, 70], "bp": [120.5, None, 133.0], "sex":
         "UTF-16",
         "UTF-16 without mark",
         "Windows line ends",
+        "old Macs' line ends",
         "tab",
         "bar",
         "semicolon",
@@ -103,6 +105,9 @@ def write(content: bytes) -> Callable[[Path], Path]:
         (write(b"a\n1\n"), "1 column"),
         (write(b"a,a\n1,2\n"), "'a' more than once"),
         (write(b"a,b\n1,2\n1,2,3,4\n"), "line 3"),
+        (write(b"a,b\n1,2,3\n"), "not a regular table"),
+        (write(b'a,b\n1,2\n"1,2\n'), "row 2 that is not closed"),
+        (write(b'a,b\n"' + b"x" * 140_000 + b'",2\n'), "more than 131,072 characters"),
         (write(b"\x1f\x8b\x08\x00junk"), "damaged compressed"),
         (write(b"PAR1 is not Parquet"), "is damaged"),
         (write(b"PK\x03\x04"), "Excel or zip"),
@@ -116,6 +121,27 @@ def test_what_is_no_table_gets_a_sentence(
 ) -> None:
     with pytest.raises(TableError, match=message):
         read_table(make(tmp_path))
+
+
+@pytest.mark.parametrize("first", ["61,1,140,ill", "61;1;2,3;ill", "61,1,1,", "61.5,?,1,ill"])
+def test_a_file_without_names_shows_no_patient(tmp_path: Path, first: str) -> None:
+    path = tmp_path / "patients.csv"
+    path.write_text(f"{first}\n{first}\n", encoding="utf-8")
+    with pytest.raises(TableError, match="looks like a row") as refused:
+        read_table(path)
+    assert not {"61", "140", "ill"} & set(str(refused.value).split("'"))
+    path.write_text("0,1,2,ill\n61,1,140,yes\n", encoding="utf-8")  # names that count the columns
+    assert read_table(path).columns.tolist() == ["0", "1", "2", "ill"]
+
+
+def test_a_value_that_a_database_cannot_read_is_not_quoted(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "wards.db") as database:
+        database.execute("CREATE TABLE p (age INT, name TEXT)")
+        database.execute("INSERT INTO p VALUES (61, CAST(x'4df86c6c6572' AS TEXT))")
+    database.close()
+    with pytest.raises(TableError, match="not of the type") as refused:
+        read_table(f"sqlite:///{tmp_path}/wards.db", query="SELECT * FROM p")
+    assert "ller" not in str(refused.value)
 
 
 def test_database_errors_name_no_password_and_say_what_to_do(tmp_path: Path) -> None:
