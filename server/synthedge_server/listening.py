@@ -14,7 +14,7 @@ from synthedge_protocols.errors import UnavailableError
 from synthedge_server import store
 from synthedge_server.ledger import CHANNEL, Ledger
 from synthedge_server.log import log
-from synthedge_server.postgres import RUN_LOCK
+from synthedge_server.postgres import READ_ONLY, RUN_LOCK
 
 _AGAIN_S: Final = 1.0
 _CHECK_S: Final = 10.0
@@ -49,7 +49,7 @@ class Listener:
         RefusedError
             If the tables are being upgraded, or are of another version by now.
         UnavailableError
-            If the database is away.
+            If the database is away, or a standby.
         """
         try:
             async with asyncio.timeout(_CHECK_S):
@@ -63,6 +63,9 @@ class Listener:
             found = await connection.execute(f"SELECT pg_try_advisory_lock_shared({RUN_LOCK})")
             if await found.fetchone() != (True,):
                 raise RefusedError("the database is being upgraded; start again when that is done")
+            found = await connection.execute("SELECT pg_is_in_recovery()")
+            if await found.fetchone() != (False,):
+                raise UnavailableError(READ_ONLY)
             found = await connection.execute("SELECT version FROM schema_version")
             if await found.fetchone() != (store.SCHEMA_VERSION,):
                 raise RefusedError("the database's tables are of another version now; start again")

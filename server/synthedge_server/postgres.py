@@ -164,7 +164,7 @@ def postgres_engine(url: str, arguments: dict[str, Any]) -> Engine:
                 f"the database's user may not do this ({_first_line(error)}); make it the owner of the database "
                 "(createdb --owner USER)"
             ) from None
-        if isinstance(error, _GONE):
+        if isinstance(error, _GONE + _TAKES_NO_CHANGE):
             if time.monotonic() - told > _QUIET_S:
                 told = time.monotonic()
                 log(
@@ -173,7 +173,9 @@ def postgres_engine(url: str, arguments: dict[str, Any]) -> Engine:
                     error=type(error).__name__,
                     reason=_first_line(error),
                 )
-            raise UnavailableError(_AWAY) from None
+            raise UnavailableError(
+                READ_ONLY if isinstance(error, _TAKES_NO_CHANGE) else _AWAY
+            ) from None
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
@@ -196,11 +198,19 @@ def postgres_engine(url: str, arguments: dict[str, Any]) -> Engine:
 _AWAY: Final = (
     "the coordinator's database cannot be used now; nothing was half-written: try again in a moment"
 )
+READ_ONLY: Final = (
+    "the coordinator's database takes no change now: it is a standby, or read-only; nothing was half-written: "
+    "try again in a moment"
+)
 _GONE: Final = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
-    psycopg.errors.ReadOnlySqlTransaction,
     psycopg.errors.IdleInTransactionSessionTimeout,
+)
+# The second one: no transaction that writes can be begun on a standby.
+_TAKES_NO_CHANGE: Final = (
+    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.FeatureNotSupported,
 )
 
 

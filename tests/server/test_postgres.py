@@ -165,7 +165,7 @@ async def test_a_database_over_tls_is_the_one_it_says_it_is_or_not_taken(
     assert version == [{"version": 1}]
 
 
-async def test_a_database_that_goes_away_and_comes_back_needs_no_restart(
+async def test_a_database_that_goes_away_and_comes_back_or_changes_its_server_needs_no_restart(
     own_postgres: PostgresServer, tmp_path: Path
 ) -> None:
     folder = new_folder(tmp_path / "coordinator", database=own_postgres.new_database())
@@ -184,8 +184,20 @@ async def test_a_database_that_goes_away_and_comes_back_needs_no_restart(
         await asyncio.sleep(1.1)
         receipt = await north.submit(report)
         assert await north.submit(report) == receipt
+        own_postgres.stand_by()
+        await asyncio.sleep(1.1)
+        later = north.sign_as_steward(gap_report(*counts_of_site(1)))
+        for _ in range(2):
+            with pytest.raises(UnavailableError) as caught:
+                await north.submit(later)
+        assert "it is a standby" in str(caught.value)
+        with pytest.raises(UnavailableError, match="it is a standby"):
+            async with running(folder):
+                pass
+        own_postgres.promote()
+        await north.submit(later)
         await consortium.close()
-    assert len(events(consortium, "gap-report-accepted")) == 1
+    assert len(events(consortium, "gap-report-accepted")) == 2
     assert events(consortium, "statement-refused") == []
 
 

@@ -73,6 +73,16 @@ class PostgresServer:
             else:
                 return
 
+    def stand_by(self) -> None:
+        """Stop, and start as a standby whose primary is away."""
+        self.halt()
+        (Path(self._server.pgdata) / "standby.signal").touch()
+        self.start()
+
+    def promote(self) -> None:
+        """Make the standby the primary."""
+        self._control("promote")
+
     def close(self) -> None:
         self._server.cleanup()
 
