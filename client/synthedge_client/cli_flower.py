@@ -55,9 +55,11 @@ def run(
     import logging
     import sys
 
+    from synthedge_client.coordinator_address import host_of
     from synthedge_core.errors import UsageError
     from synthedge_protocols.flower_app import prepare_flower, problem_with_flower
 
+    host_of(superlink)  # refused now, not by a SuperNode that is started again and again
     problem = problem_with_flower()
     if problem is not None:
         raise UsageError(problem)

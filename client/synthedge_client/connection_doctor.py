@@ -68,8 +68,12 @@ def explain_connection(address: str, keys: KeyStore, now: Now = _now) -> list[st
     return found
 
 
-def explain_way(address: str, keys: KeyStore, now: Now = _now) -> str | None:
+def explain_way(
+    address: str, keys: KeyStore, now: Now = _now, *, is_grpc: bool = True
+) -> str | None:
     """Say what stands between a site and a port of its coordinator; nothing of the site's own certificate.
+
+    `is_grpc` is false for the port of the coordinator's Flower proxy, which asks for no certificate.
 
     Raises
     ------
@@ -82,7 +86,7 @@ def explain_way(address: str, keys: KeyStore, now: Now = _now) -> str | None:
         return plain
     with plain:
         ca = load_certificate(read_certificate(keys.ca_file))
-        return _secure(plain, host, address, keys, ca, now())
+        return _secure(plain, host, address, keys, ca, now(), is_grpc)
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
@@ -145,10 +149,12 @@ def _secure(
     keys: KeyStore,
     ca: x509.Certificate,
     now: datetime,
+    is_grpc: bool,
 ) -> str | None:
     context = ssl.create_default_context(cafile=str(keys.ca_file))
-    context.set_alpn_protocols(["h2"])
-    _show_certificate(context, keys)
+    if is_grpc:
+        context.set_alpn_protocols(["h2"])
+        _show_certificate(context, keys)
     try:
         with context.wrap_socket(plain, server_hostname=host) as secured:
             if secured.version() != "TLSv1.3":
@@ -156,6 +162,8 @@ def _secure(
                     f"{address} speaks only {secured.version()}; the coordinator speaks TLS 1.3, so a proxy sits in "
                     "between: ask your network administrators to let this connection pass unopened"
                 )
+            if not is_grpc:
+                return None
             if secured.selected_alpn_protocol() != "h2":
                 return (
                     f"what answers at {address} does not speak HTTP/2; a proxy or another service: ask your network "

@@ -40,12 +40,12 @@ def change_address(site: Site, address: str, enrolment_address: str | None) -> t
     """
     with site.store.read() as connection:
         before = store.get_fact(connection, ENROLMENT_ADDRESS)
-    host = _checked(address)
+    host = host_of(address)
     if enrolment_address is None:
         if before is None:
             raise UsageError("this site knows no enrolment address; name it: --enrolment-address")
         enrolment_address = f"{host}:{before.rpartition(':')[2]}"
-    _checked(enrolment_address)
+    host_of(enrolment_address)
     # With an expired certificate the site goes to the enrolment port first.
     ways = [enrolment_address] if is_expired(site) else [address, enrolment_address]
     for way in ways:
@@ -64,7 +64,14 @@ def change_address(site: Site, address: str, enrolment_address: str | None) -> t
     return address, enrolment_address
 
 
-def _checked(address: str) -> str:
+def host_of(address: str) -> str:
+    """The host of ``host:port``.
+
+    Raises
+    ------
+    UsageError
+        If it is none.
+    """
     parts = _ADDRESS.fullmatch(address)
     if parts is None or not 0 < int(parts[2]) <= 65_535:
         raise UsageError(f"address {address[:100]!r} is not host:port, e.g. heart.example.org:7443")

@@ -40,6 +40,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from synthedge_client import store
+from synthedge_client.connection_doctor import explain_way
 from synthedge_client.flower_app import answer, make_client_app
 from synthedge_client.flower_node import announce_node, approved_app, node_key
 from synthedge_client.locks import only_one
@@ -122,6 +123,21 @@ def reply_to(site: Site, message: Message, context: Context, digest: str) -> Mes
     digest : str
         SHA-256 of the bundle that was shipped, hex.
     """
+    try:
+        problem = _refused_because(site, message, digest)
+        if problem == "app":
+            return answer(site, message, Refusal.APP)
+        if problem:
+            return _error(message, f"this site answers {MESSAGE_TYPE} and nothing else")
+        return make_client_app(lambda _: nullcontext(site))(message, context)
+    except (ProtocolError, SynthEdgeError) as error:
+        return _error(message, str(error))
+    except sa.exc.OperationalError:
+        return _error(message, "the site's database could not be written")
+
+
+def _refused_because(site: Site, message: Message, digest: str) -> str:
+    """What of a message is not approved, on record then; empty if all of it is."""
     with site.store.read() as connection:
         is_approved = approved_app(connection) == digest
     problem = "" if message.metadata.message_type == MESSAGE_TYPE else "message type"
@@ -138,16 +154,7 @@ def reply_to(site: Site, message: Message, context: Context, digest: str) -> Mes
             store.record(
                 connection, "flower message refused", "agent", because=problem, digest=digest
             )
-    try:
-        if problem == "app":
-            return answer(site, message, Refusal.APP)
-        if problem:
-            return _error(message, f"this site answers {MESSAGE_TYPE} and nothing else")
-        return make_client_app(lambda _: nullcontext(site))(message, context)
-    except (ProtocolError, SynthEdgeError) as error:
-        return _error(message, str(error))
-    except sa.exc.OperationalError:
-        return _error(message, "the site's database could not be written")
+    return problem
 
 
 def _error(message: Message, reason: str) -> Message:
@@ -197,8 +204,11 @@ class _SuperNode:
                 return
             self._wait_s = min(self._wait_s * LATER_BY, AT_LAST_S)
             log.warning("the SuperNode ended with code %s; starting it again", self._process.poll())
-        self._started = self._seen_alive = time.monotonic()
         self._stack.close()
+        # Flower says that it tries again, and not why.
+        if problem := explain_way(self._superlink, self._site.keys, is_grpc=False):
+            log.warning("the coordinator's Flower proxy: %s", problem)
+        self._started = self._seen_alive = time.monotonic()
         self._address = f"127.0.0.1:{_free_port()}"
         key = node_key(self._site).private_bytes(
             serialization.Encoding.PEM,

@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 
 from synthedge_client import connection_doctor
-from synthedge_client.connection_doctor import explain_connection
+from synthedge_client.connection_doctor import explain_connection, explain_way
 from synthedge_client.keystore import KeyStore, create_keys, load_keys
 from synthedge_protocols.certificates import (
     create_ca,
@@ -167,6 +167,16 @@ def test_a_failing_handshake_is_explained_with_the_next_step(
         (found,) = explain_connection(address, keys)
     for text in texts:
         assert text in found
+
+
+def test_a_flower_proxy_needs_no_http_2_and_the_rest_is_explained(
+    keys: KeyStore, secured: Secured
+) -> None:
+    with listening(secured(server_certificate(), alpn="http/1.1")) as address:
+        assert explain_way(address, keys, is_grpc=False) is None
+    with listening(secured(server_certificate(NOW - timedelta(days=60)))) as address:
+        problem = explain_way(address, keys, is_grpc=False)
+    assert "the coordinator's certificate expired" in (problem or "")
 
 
 def test_a_name_that_does_not_resolve(keys: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:

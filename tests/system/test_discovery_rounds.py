@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from flwr.clientapp import ClientApp
 
 from memory_consortium import MemoryConsortium, copied, new_consortium
 from sites import patients, queued, steward
-from synthedge_client import outbound
+from synthedge_client import flower_runner, outbound
 from synthedge_client import store as site_store
 from synthedge_client.dictionaries import accept
 from synthedge_client.divergence import FROZEN_FACT
@@ -396,6 +397,18 @@ def test_a_frozen_site_sends_nothing_not_even_a_refusal(consortium: MemoryConsor
     assert "discovery-answer" not in [
         pb.Statement.FromString(signed.statement).type for signed in queued(west)
     ]
+
+
+def test_a_database_that_is_busy_costs_the_reply_and_not_the_runner(
+    consortium: MemoryConsortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = sa.exc.OperationalError("SELECT", {}, Exception("database is locked"))
+    monkeypatch.setattr(flower_runner, "approved_app", Mock(side_effect=busy))
+    LocalGrid(client_app(consortium), {})  # says who this process is, to Flower
+    message = Message(pack(b""), 1, MESSAGE_TYPE)
+    context = Context(0, 1, {}, RecordDict(), {})
+    reply = flower_runner.reply_to(consortium.sites["west"], message, context, app().digest)
+    assert "database could not be written" in (reply.error.reason or "")
 
 
 def test_an_answer_to_a_round_that_did_not_ask_is_refused(consortium: MemoryConsortium) -> None:
