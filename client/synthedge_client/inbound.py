@@ -41,6 +41,7 @@ from synthedge_protocols.lifecycle import (
     is_final,
 )
 from synthedge_protocols.limits import Limits
+from synthedge_protocols.purposes import is_duo_code
 from synthedge_protocols.standing_policies import require_authority
 from synthedge_protocols.statements import (
     STATEMENT_TYPES,
@@ -292,13 +293,23 @@ def _receive_request(
         raise VerificationError(
             "a transfer request names other sites than the ones it travels between"
         )
-    if not 1 <= request.rows <= site.dictionary.policy.rows_per_transfer:
+    # The coordinator has looked at all this; here nobody has to believe that.
+    policy, wanted = site.dictionary.policy, set(request.features)
+    if not 1 <= request.rows <= policy.rows_per_transfer:
         raise VerificationError(
             f"a transfer request asks for {request.rows} rows, against the policy"
         )
-    unknown = set(request.features) - set(site.dictionary.feature_names)
-    if unknown or not request.features:
-        raise VerificationError("a transfer request names features the dictionary does not have")
+    if not 1 <= request.retention_days <= policy.retention_days:
+        raise VerificationError(
+            f"a transfer request asks to keep rows for {request.retention_days} days, against the policy"
+        )
+    if not is_duo_code(request.purpose):
+        raise VerificationError("a transfer request names a purpose that is no DUO code")
+    in_order = [name for name in site.dictionary.feature_names if name in wanted]
+    if list(request.features) != in_order or not in_order:
+        raise VerificationError(
+            "a transfer request names features the dictionary does not have, or not in its order"
+        )
     grid = site.dictionary.grid(request.grid)
     region_of(site, request)
     if not set(grid.features) <= set(request.features):

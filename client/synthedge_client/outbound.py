@@ -1,4 +1,4 @@
-"""Everything that leaves a site: built here, signed here, queued here. A reviewer reads this file.
+"""What leaves a site. What is computed from patients is built here, what is signed is queued here: read this file.
 
 Rules
 -----
@@ -6,7 +6,8 @@ Rules
 * Samples leave only inside a `TransferPayload` that is sealed to one recipient: de-identified by the dictionary's
   privacy classes, rounded, shuffled, without local ids; a feature without a class leaves nothing. Combinations of
   quasi-identifiers that few rows share are coarsened or left empty (see `deidentify`).
-* `enqueue` is the only writer of the outbox, and the agent sends nothing but the outbox and sealed payloads.
+* `enqueue` is the only writer of the outbox. Beside it and sealed payloads the agent sends only what asks for
+  something and tells of no patient: renewals, key requests, digests of what was sent and read (see `connection`).
 * Flower carries nothing but answers to rounds, which lie in the outbox too (see `build_answer`).
 """
 
