@@ -139,7 +139,7 @@ def tls_key_digest(public_key: PublicKeyTypes) -> bytes:
 
 
 def add_token(transaction: Transaction, token: EnrolmentToken) -> None:
-    """Make a token good; only the digest of its secret is stored.
+    """Make a token good, and any earlier one of its site good no longer; only the digest of its secret is stored.
 
     Raises
     ------
@@ -147,12 +147,24 @@ def add_token(transaction: Transaction, token: EnrolmentToken) -> None:
         If the site is enrolled already.
     """
     enrolled = transaction.connection.execute(
-        select(store.sites.c.site).where(
+        select(store.sites.c.state).where(
             store.sites.c.site == token.site, store.sites.c.state != Standing.RESET
         )
-    ).one_or_none()
+    ).scalar_one_or_none()
     if enrolled is not None:
-        raise IdentityError(f"site '{token.site}' is enrolled already; choose another site id")
+        again = (
+            ""
+            if enrolled == Standing.REVOKED
+            else f"; if it lost its keys, or left, run 'synthedge-coordinator sites reset-keys {token.site}' first"
+        )
+        raise IdentityError(
+            f"site '{token.site}' is enrolled already; choose another site id{again}"
+        )
+    # Who is invited anew may have lost the first token, and somebody may have found it.
+    tokens = store.tokens
+    transaction.connection.execute(
+        delete(tokens).where(tokens.c.site == token.site, tokens.c.used_at_ms.is_(None))
+    )
     transaction.connection.execute(
         insert(store.tokens).values(
             secret_digest=token.secret_digest,

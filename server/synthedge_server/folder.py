@@ -1,7 +1,12 @@
 """Where things lie in a coordinator's folder."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from synthedge_core.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +18,38 @@ class CoordinatorFolder:
     """
 
     path: Path
+
+    @contextmanager
+    def being_made(self) -> Iterator[None]:
+        """Make the folder, for the block to fill; whatever goes wrong there, it is empty again afterwards.
+
+        Raises
+        ------
+        UsageError
+            If it is no folder or holds something, or cannot be made.
+        UnavailableError
+            If it cannot be written while it is filled.
+        """
+        # Where things lie is asked by every command, and importing the wire's errors makes `--help` slow.
+        from synthedge_protocols.errors import UnavailableError
+
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            is_empty = not any(self.path.iterdir())
+        except OSError as error:
+            raise UsageError(f"folder {self.path} cannot be made: {error.strerror}") from None
+        if not is_empty:
+            raise UsageError(f"{self.path} is not empty; name a new folder")
+        try:
+            yield
+        except BaseException as error:
+            for path in self.path.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if isinstance(error, OSError):
+                raise UnavailableError(
+                    f"{self.path} cannot be written: {error.strerror or error}"
+                ) from None
+            raise
 
     @property
     def settings(self) -> Path:

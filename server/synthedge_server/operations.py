@@ -34,7 +34,7 @@ from synthedge_server.settings import (
     read_settings,
     settings_toml,
 )
-from synthedge_server.standing import change_standing
+from synthedge_server.standing import change_standing, standing_of
 
 T = TypeVar("T")
 
@@ -74,9 +74,10 @@ def create_coordinator(
     Raises
     ------
     UsageError
-        If the folder or the database holds something already, or a host is neither a name nor an address.
+        If the database holds something already, or a host is neither a name nor an address; and as
+        `CoordinatorFolder.being_made`.
     UnavailableError
-        If the database cannot be reached.
+        If the database cannot be reached; and as `CoordinatorFolder.being_made`.
     DictionaryError
         If the dictionary is not valid; nothing was made then.
     MalformedError
@@ -86,8 +87,6 @@ def create_coordinator(
     dictionary = parse_dictionary(dictionary_toml)
     if database is not None:
         check_database(database)
-    if folder.path.exists() and any(folder.path.iterdir()):
-        raise UsageError(f"{folder.path} is not empty; name a new folder")
     for host in hosts:
         if not is_host(host):
             raise UsageError(f"host {host[:100]!r} is neither a host name nor an IP address")
@@ -100,14 +99,14 @@ def create_coordinator(
         database=database,
         database_password_file=database_password_file,
     )
-    # First what may fail because of somebody else: a folder that was begun would have to be deleted by hand.
-    folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    engine = store.open_database(folder, settings, make=True)
-    authority.create(folder, name, datetime.now(UTC))
-    create_log_key(folder)
-    _change(engine, lambda t: dictionaries.add(t, dictionary_toml))
-    # Last: a folder without settings is not a coordinator's, whatever else an interrupted init left.
-    folder.settings.write_text(settings_toml(settings), "utf-8")
+    with folder.being_made():
+        # First what may fail because of somebody else.
+        engine = store.open_database(folder, settings, make=True)
+        authority.create(folder, name, datetime.now(UTC))
+        create_log_key(folder)
+        _change(engine, lambda t: dictionaries.add(t, dictionary_toml))
+        # Last: a folder without settings is not a coordinator's, whatever else an interrupted init left.
+        folder.settings.write_text(settings_toml(settings), "utf-8")
     return dictionary.digest
 
 
@@ -160,7 +159,7 @@ def set_site_state(folder: CoordinatorFolder, site: str, state: str, reason: str
     UsageError
         If there is no such site, or the reason is long.
     RefusedError
-        If it was revoked, or left, or is frozen and to be resumed.
+        If it was revoked, or left, or is frozen or paused by its own will and to be resumed.
     """
     broker = Broker(Registries(), Limits())
 
@@ -177,11 +176,18 @@ def recover_site(folder: CoordinatorFolder, site: str) -> dict[str, Any]:
 
     Raises
     ------
+    UsageError
+        If there is no such site.
     RefusedError
         If the site is not frozen.
     """
     broker = Broker(Registries(), Limits())
-    return change(folder, lambda transaction: recover(transaction, broker, site))
+
+    def apply(transaction: Transaction) -> dict[str, Any]:
+        standing_of(transaction.connection, site)
+        return recover(transaction, broker, site)
+
+    return change(folder, apply)
 
 
 def current_dictionary(folder: CoordinatorFolder) -> str:
@@ -275,5 +281,7 @@ def read_dictionary_file(path: Path) -> str:
     """
     try:
         return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UsageError(f"dictionary {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise UsageError(f"dictionary {path} cannot be read: {error}") from None

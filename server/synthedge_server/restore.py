@@ -11,7 +11,6 @@ from typing import Any, BinaryIO, Final
 
 from sqlalchemy import Connection, Engine, Table, func, insert, select
 
-from synthedge_core.errors import UsageError
 from synthedge_protocols.errors import UnavailableError, VerificationError
 from synthedge_protocols.writer import WRITES
 from synthedge_server import store
@@ -57,12 +56,9 @@ def restore(
     """
     if database is not None:
         check_database(database)
-    if folder.path.exists() and any(folder.path.iterdir()):
-        raise UsageError(f"{folder.path} is not empty; name a new folder")
     files = entries(backup)
     about = _about(backup, files)
-    folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
+    with folder.being_made():
         settings_text = ""
         rows = folder.path / ".rows"
         for entry, content in files:
@@ -86,14 +82,6 @@ def restore(
         # Last: a folder without settings is not a coordinator's.
         folder.settings.write_text(settings_toml(settings), "utf-8")
         os.sync()
-    except BaseException as error:
-        for path in folder.path.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if isinstance(error, OSError):
-            raise UnavailableError(
-                f"{folder.path} cannot be written: {error.strerror or error}"
-            ) from None
-        raise
     return about
 
 

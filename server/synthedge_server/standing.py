@@ -101,7 +101,11 @@ def change_standing(
     UsageError
         If there is no such site, or the reason is long.
     RefusedError
-        If it was revoked, or left: that is for ever.
+        If it was revoked, or left: that is for ever; or if it paused, and is to be active without its own word.
+
+    Notes
+    -----
+    A site that had paused before it was suspended, or fell silent, is paused again afterwards.
     """
     if len(reason.encode()) > _MAX_REASON:
         raise UsageError(f"a reason of {len(reason.encode())} bytes; at most {_MAX_REASON}")
@@ -114,6 +118,13 @@ def change_standing(
         )
     if before is Standing.LEFT and standing not in (Standing.REVOKED, Standing.RESET):
         raise RefusedError(f"site '{site}' left; reset its keys and invite it to let it in again")
+    if standing is Standing.ACTIVE and statement is None:
+        if before is Standing.PAUSED:
+            raise RefusedError(
+                f"site '{site}' paused by its own will; one of its stewards runs 'synthedge site resume'"
+            )
+        if (wish := _paused_because(connection, site)) is not None:
+            standing, reason = Standing.PAUSED, wish
     peers = _peers_of(connection, site)
     connection.execute(
         update(store.sites)
@@ -275,6 +286,22 @@ def _note_seen(transaction: Transaction, fresh: dict[str, int]) -> None:
         transaction.connection.execute(
             update(store.sites).where(store.sites.c.site == site).values(last_seen_ms=at_ms)
         )
+
+
+def _paused_because(connection: Connection, site: str) -> str | None:
+    """Why a site paused, if its own last word since it enrolled was to pause."""
+    table, paused = store.events, f"site-{Standing.PAUSED}"
+    own = table.c.action.in_((paused, f"site-{Standing.ACTIVE}")) & table.c.actor.startswith(
+        f"{site}: ", autoescape=True
+    )
+    enrolled = (table.c.action == "enrolled") & (table.c.actor == site)
+    last = connection.execute(
+        select(table.c.action, table.c.detail)
+        .where(own | enrolled)
+        .order_by(table.c.id.desc())
+        .limit(1)
+    ).one_or_none()
+    return last.detail if last is not None and last.action == paused else None
 
 
 def _peers_of(connection: Connection, site: str) -> list[str]:

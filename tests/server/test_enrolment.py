@@ -69,7 +69,7 @@ async def test_the_same_request_again_gets_the_same_certificate(coordinator: Con
     assert n_sites(coordinator) == 1
 
 
-@pytest.mark.parametrize("case", ["wrong", "used", "expired", "another site's"])
+@pytest.mark.parametrize("case", ["wrong", "used", "expired", "replaced", "another site's"])
 async def test_a_token_that_is_not_good_enrols_nobody(coordinator: Consortium, case: str) -> None:
     token = coordinator.invite("south" if case == "another site's" else "north")
     n_before = 0
@@ -88,7 +88,10 @@ async def test_a_token_that_is_not_good_enrols_nobody(coordinator: Consortium, c
         n_before = 1
     if case == "expired":
         coordinator.clock.ahead_ms = 2 * DAY_MS
+    if case == "replaced":
+        coordinator.invite("north")
     text = {
+        "replaced": "does not know this enrolment token",
         "wrong": "does not know this enrolment token",
         "used": "was used before",
         "expired": "has expired",

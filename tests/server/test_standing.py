@@ -255,6 +255,13 @@ async def test_a_site_that_pauses_starts_nothing_and_goes_on_afterwards(
     assert state_of(coordinator, shipped.identifier) == "RELAYED"
     assert read_status(coordinator.folder)["sites_not_active"] == {"south": "paused: audit"}
 
+    # Nor does the operator decide for it, also not by suspending and resuming it.
+    with pytest.raises(RefusedError, match="its stewards runs 'synthedge site resume'"):
+        set_site_state(coordinator.folder, "south", "active")
+    set_site_state(coordinator.folder, "south", "suspended", "a look")
+    set_site_state(coordinator.folder, "south", "active", "looked")
+    assert read_status(coordinator.folder)["sites_not_active"] == {"south": "paused: audit"}
+
     await south.submit(leaving(south, "resume", "done"))
     assert (await north.release_key(shipped.identifier)) == shipped.shipment
 
@@ -372,7 +379,7 @@ async def test_a_site_that_lost_its_keys_enrols_anew_under_its_id(
     north, south, west = await coordinator.reporting("north", "south", "west")
     active = await active_one(north, south)
     old = south.statement.public_bytes
-    with pytest.raises(IdentityError, match="is enrolled already"):
+    with pytest.raises(IdentityError, match=r"enrolled already.*'.* sites reset-keys south' first"):
         coordinator.invite("south")
 
     assert set_site_state(coordinator.folder, "south", "reset", "disk lost") == 1
