@@ -19,11 +19,13 @@ def verify_log(folder: CoordinatorFolder) -> dict[str, Any]:
 
     Raises
     ------
+    UsageError
+        If the folder is not a coordinator's.
     VerificationError
         If an entry was changed, removed or put in; the message names the first.
     """
-    key = load_log_key(folder)
     with reading(folder) as engine, engine.connect() as connection:
+        key = load_log_key(folder)
         frontier = store.event_log.verify(connection)
         n_witnesses = connection.execute(
             select(func.count(store.site_heads.c.site.distinct()))
@@ -48,7 +50,7 @@ def export_log(folder: CoordinatorFolder, output: Path) -> dict[str, Any]:
     """
     if output.exists():
         raise UsageError(f"{output} exists already; name a new file")
-    key, consortium = load_log_key(folder), read_settings(folder.settings).consortium
+    consortium, key = read_settings(folder.settings).consortium, load_log_key(folder)
     with reading(folder) as engine, engine.connect() as connection:
         store.event_log.verify(connection)
         signed = signed_head(connection, key, consortium)

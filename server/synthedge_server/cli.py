@@ -6,6 +6,7 @@ Heavy imports happen inside the commands, so that `--help` answers at once.
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
 from synthedge_server import (
@@ -150,6 +151,10 @@ def invite(
 def sites(context: typer.Context, folder: Dir = HERE, as_json: Json = False) -> None:
     """List the enrolled sites; suspend, resume or revoke one."""
     if context.invoked_subcommand is not None:
+        if folder != HERE or as_json:
+            raise click.UsageError(
+                f"--dir and --json stand behind '{context.invoked_subcommand}', not before it"
+            )
         return
     from synthedge_server.overview import list_sites
 
@@ -236,9 +241,13 @@ def status(folder: Dir = HERE, as_json: Json = False) -> None:
 
 
 def _set_state(folder: Path, site: str, state: str, reason: str, as_json: bool) -> None:
-    from synthedge_server.operations import set_site_state
+    from synthedge_server.operations import reading, set_site_state
+    from synthedge_server.standing import standing_of
 
-    n_ended = set_site_state(CoordinatorFolder(folder), site, state, reason)
+    where = CoordinatorFolder(folder)
+    n_ended = set_site_state(where, site, state, reason)
+    with reading(where) as engine, engine.connect() as connection:
+        state = standing_of(connection, site).value
     emit(
         {"site": site, "state": state, "transfers_ended": n_ended},
         f"site '{site}' is {state}; {n_ended} transfers ended",

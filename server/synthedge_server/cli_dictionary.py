@@ -70,7 +70,10 @@ def init(
     if output is not None:
         if output.exists():
             raise UsageError(f"{output} exists; name a new file with --output")
-        output.write_text(text, "utf-8")
+        try:
+            output.write_text(text, "utf-8")
+        except OSError as error:
+            raise UsageError(f"{output} cannot be written: {error.strerror}") from None
     emit(
         {"toml": text, "file": None if output is None else str(output), "to_fill_in": to_fill_in},
         text.rstrip() if output is None else _written(output, to_fill_in),

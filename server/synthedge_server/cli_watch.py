@@ -120,7 +120,7 @@ def audit_export(
 def console(
     folder: Dir = HERE,
     listen: Annotated[
-        str, typer.Option(help="Where to answer; other machines need TLS in front of it.")
+        str, typer.Option(help="Where to answer, on loopback; from another machine go through SSH.")
     ] = "127.0.0.1:7445",
     as_json: Json = False,
 ) -> None:

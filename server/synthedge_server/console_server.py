@@ -12,7 +12,7 @@ import uvicorn
 
 from synthedge_protocols.errors import UnavailableError
 from synthedge_server.folder import CoordinatorFolder
-from synthedge_server.settings import Address, read_settings
+from synthedge_server.settings import Address, on_loopback, read_settings
 from synthedge_server.web import create_app, operator_token
 
 _LOCAL: Final = ("127.0.0.1", "localhost", "[::1]")
@@ -41,11 +41,16 @@ def serve_console(
     Raises
     ------
     UsageError
-        If the folder is not a coordinator's.
+        If the folder is not a coordinator's, or other machines reach the address.
     UnavailableError
         If the port is taken or the address is not this machine's.
     """
     settings = read_settings(folder.settings)
+    on_loopback(
+        listen,
+        "where alone the console answers, for the token would travel in the open; from another machine go "
+        "through 'ssh -L', or put a proxy with TLS in front of it",
+    )
     token = operator_token(folder)
     try:
         listening = socket.create_server((listen.host, listen.port))

@@ -161,7 +161,7 @@ def parse_settings(text: str) -> Settings:
     flower = reader.text("flower_listen")
     if flower is not None:
         try:
-            flower_listen = _loopback(
+            flower_listen = on_loopback(
                 parse_address(flower),
                 "where alone Flower's control interface may listen; sites reach the SuperLink through the proxy",
             )
@@ -194,18 +194,25 @@ def parse_settings(text: str) -> Settings:
 
 def parse_metrics_address(text: str) -> Address:
     """Read where metrics are answered; raises UsageError as `parse_address`, and unless it is on loopback."""
-    return _loopback(
+    return on_loopback(
         parse_address(text),
         "where alone metrics and probes are answered, for they have no login; name e.g. 127.0.0.1:9464, and "
         "let an agent of this machine pass them on",
     )
 
 
-def _loopback(address: Address, what: str) -> Address:
+def on_loopback(address: Address, what: str) -> Address:
+    """Return an address that only this machine reaches.
+
+    Raises
+    ------
+    UsageError
+        If others may reach it; `what` says what listens there and why alone.
+    """
     try:
         is_loopback = ipaddress.ip_address(address.host).is_loopback
     except ValueError:
-        is_loopback = False
+        is_loopback = address.host == "localhost"
     if not is_loopback:
         raise UsageError(f"{address} is not on loopback, {what}")
     return address
@@ -226,7 +233,9 @@ def read_settings(path: Path) -> Settings:
             f"{path.parent} is not a coordinator's folder (no {path.name}); "
             "run 'synthedge-coordinator init', or name the folder with --dir"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
     return parse_settings(text)
 

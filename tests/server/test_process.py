@@ -1,12 +1,15 @@
 """The program itself: its commands, its process, and what a crash cannot take away."""
 
 import asyncio
+import errno
 import json
+import os
 import signal
 import socket
 import ssl
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -20,15 +23,22 @@ from server_fixtures import (
     Consortium,
     Hospital,
     kinds,
+    new_folder,
     ship,
 )
 from synthedge_core.errors import UsageError
 from synthedge_protocols.errors import UnavailableError
 from synthedge_protocols.tokens import EnrolmentToken
 from synthedge_protocols.v1 import coordinator_pb2 as wire
+from synthedge_server.audit import verify_log
+from synthedge_server.cli import app
+from synthedge_server.console import run
+from synthedge_server.console_server import serve_console
+from synthedge_server.doctor import examine
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.locks import alone
 from synthedge_server.settings import Address, Settings, parse_settings, settings_toml
+from synthedge_server.status import read_status
 
 PAYLOAD = bytes(50_000)
 
@@ -198,6 +208,48 @@ def test_init_refuses_a_used_folder_and_a_wrong_dictionary(
     bad.write_text(DICTIONARY_TOML)
     used = coordinator_command("init", str(consortium.folder.path), *arguments, code=4)
     assert "not empty" in used
+    below = coordinator_command("init", str(bad / "new"), *arguments, code=4)
+    assert f"folder {bad}/new cannot be made: Not a directory" in below
+
+
+def test_an_init_that_fails_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("synthedge_server.operations.create_log_key", full)
+    with pytest.raises(UnavailableError, match="cannot be written: No space left on device"):
+        new_folder(tmp_path / "coordinator")
+    monkeypatch.undo()
+    assert read_status(new_folder(tmp_path / "coordinator"))["sites"] == 0
+
+
+@pytest.mark.parametrize("command", ["suspend", "resume", "revoke", "recover", "reset-keys"])
+def test_a_folder_named_before_the_subcommand_is_not_passed_over(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = ["synthedge-coordinator", "sites", "--dir", str(tmp_path), command, "north"]
+    monkeypatch.setattr(sys, "argv", line)
+    assert run(app, "synthedge-coordinator") == 4
+    assert f"stand behind '{command}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("look", [read_status, examine, verify_log])
+def test_every_look_at_another_folder_says_that_it_is_no_coordinators(
+    look: Callable[[CoordinatorFolder], object], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="not a coordinator's folder"):
+        look(CoordinatorFolder(tmp_path))
+
+
+def test_the_console_listens_nowhere_but_on_loopback(tmp_path: Path) -> None:
+    folder = new_folder(tmp_path / "coordinator")
+    with pytest.raises(UsageError, match="not on loopback, where alone the console"):
+        serve_console(folder, Address(host="0.0.0.0", port=0), lambda *_: None)  # noqa: S104
 
 
 def test_a_folder_without_settings_is_no_coordinators(tmp_path: Path) -> None:
