@@ -20,7 +20,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from synthedge_core.errors import RefusedError
-from synthedge_protocols.errors import LimitExceededError
+from synthedge_protocols.errors import LimitExceededError, PolicyError
 from synthedge_protocols.lifecycle import Event, State, is_final
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.standing import Standing
@@ -28,7 +28,7 @@ from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_server import store
 from synthedge_server.broker import Broker
 from synthedge_server.ledger import Transaction
-from synthedge_server.standing import change_standing
+from synthedge_server.standing import change_standing, standing_of
 
 # How far back the coordinator looks: a restored backup lacks the newest statements first.
 _RECENT: Final = 256
@@ -61,6 +61,8 @@ def compare(
     ------
     LimitExceededError
         If it is more.
+    PolicyError
+        If something differs at a site that left.
     """
     connection = transaction.connection
     for digests in (request.sent, request.unsent, request.marks):
@@ -109,6 +111,11 @@ def compare(
         challenge = secrets.token_bytes(16)
         connection.execute(insert(store.challenges).values(site=site, challenge=challenge))
         return wire.CompareAnswer(challenge=challenge)
+    if standing_of(connection, site) is Standing.LEFT:
+        raise PolicyError(
+            f"site '{site}' left, and {'; '.join(reasons)}; a site that left is not let in again by 'recover': ask the "
+            "coordinator's operator"
+        )
     # A number that no coordinator wrote must not become the inbox's.
     inbox_after = min(request.inbox_after, last_sequence + _MAX_AHEAD)
     _post_again(transaction, site, agreed, inbox_after)

@@ -15,6 +15,7 @@ from server_fixtures import (
     Consortium,
     Hospital,
     Shipped,
+    as_protocol_error,
     eventually,
     kinds,
     request_of,
@@ -286,6 +287,11 @@ async def test_a_site_that_left_gives_nothing_more_and_can_still_withdraw(
     answer = receipt(north, active.identifier)
     await north.submit(answer)
     assert (await south.inbox())[-1].statement == answer
+    restored = wire.CompareRequest(inbox_after=99)
+    restored.challenge = (await south.stub.Compare(restored)).challenge
+    with pytest.raises(PolicyError, match="site 'south' left, and the site has read its inbox to"):
+        async with as_protocol_error():
+            await south.stub.Compare(restored)
 
 
 async def test_a_notice_comes_first_on_every_stream_until_its_receipt(
