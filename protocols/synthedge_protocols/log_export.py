@@ -139,7 +139,7 @@ def _entry(line: dict[str, Any] | None, number: int) -> tuple[bytes, dict[str, A
         if leaf_of(data, bytes.fromhex(line["salt"])) != leaf:
             raise wrong
         entry = json.loads(data)
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         raise wrong from None
     if not isinstance(entry, dict) or entry.get("id") != number:
         raise wrong
@@ -159,7 +159,7 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
         return None
     try:
         line = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return line if isinstance(line, dict) and _line(line).encode() == raw else None
 

@@ -1,5 +1,6 @@
 """A coordinator, a donor or a stranger that cheats: refused, on record, and shown to the people of the site."""
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -132,6 +133,32 @@ async def test_bytes_sealed_to_another_recipient_do_not_open(
         await exchange(south)
     await exchange(north)
     assert_refused(north, identifier)
+
+
+async def test_more_bytes_than_the_rows_asked_for_can_have_are_neither_fetched_nor_opened(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    north, south = pair
+    identifier = await asked_and_given(north, south)
+    fetched: list[int] = []
+
+    def swollen(source: Any, *files: Any, **arguments: Any) -> Any:
+        return seal(io.BytesIO(source.read() + bytes(4_000_000)), *files, **arguments)
+
+    def counted(self: Connection, identifier: bytes, offset: int) -> Iterator[Any]:
+        for chunk in honest(self, identifier, offset):
+            fetched.append(len(chunk.data))
+            yield chunk
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shipping, "seal", swollen)
+        patched.setattr(shipping, "LIMITS", replace(shipping.LIMITS, sent_bytes=32_768))
+        await exchange(south)
+    honest = Connection.download
+    monkeypatch.setattr(Connection, "download", counted)
+    await exchange(north)
+    assert_refused(north, identifier)
+    assert 0 < sum(fetched) < 3_000_000
 
 
 async def test_bytes_sealed_under_another_agreement_do_not_open(

@@ -59,6 +59,16 @@ def test_nothing_can_be_put_in_or_taken_out(inserted: bytes, draw: st.DataObject
             verify_export(changed.splitlines(keepends=True))
 
 
+def test_what_is_nested_too_deeply_to_be_read_is_no_entry() -> None:
+    deep = b"[" * 200_000
+    forged = [*ENTRIES[:2], Entry(3, 0, deep, bytes(32)), *ENTRIES[3:]]
+    for lines in ([exported()[0], deep], exported(forged)):
+        with pytest.raises(VerificationError, match=r"entry [13] was changed"):
+            verify_export(lines)
+    with pytest.raises(MalformedError, match="does not begin as"):
+        verify_export([deep])
+
+
 @pytest.mark.parametrize("number", [1, 3, 6])
 def test_a_changed_entry_is_named(number: int) -> None:
     lines = exported()
