@@ -162,11 +162,12 @@ def _add_files(archive: ArchiveWriter, folder: CoordinatorFolder, settings: Sett
 def _files(folder: CoordinatorFolder, settings: Settings) -> Iterator[Path]:
     """Settings, keys and certificates: everything that is no database, no lock and no sealed bytes."""
     password = settings.database_password_file
+    databases = (folder.database.name, folder.superlink_database.name)
     others = {folder.lock, folder.path / password if password else None}
     for path in sorted(folder.path.rglob("*")):
         is_other = (
             path in others
-            or path.name.startswith(folder.database.name)
+            or path.name.startswith(databases)
             or path.suffix in (".boot", ".new", ".lock")
             or folder.spool in path.parents
         )

@@ -117,6 +117,11 @@ class CoordinatorFolder:
         return self.path / "flower"
 
     @property
+    def superlink_database(self) -> Path:
+        """The SuperLink's own, made anew from the coordinator's records where it is missing."""
+        return self.flower / "superlink.db"
+
+    @property
     def lock(self) -> Path:
         """Held by the one running `serve`."""
         return self.path / "serve.lock"

@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 NAME: Final = "superlink"
 _CERTIFICATE_DAYS: Final = 3650
 _LOOK_EVERY_S: Final = 2.0
-_DATABASE: Final = "superlink.db"
 
 
 class SuperLink:
@@ -119,7 +118,7 @@ def keep_nodes(folder: CoordinatorFolder, control: "ControlHttpClient") -> None:
             log("supernode-unregistered", node=node)
     missing = {site: key for site, key in keys.items() if key not in known}
     if missing:
-        _forget_unregistered(folder.flower / _DATABASE)
+        _forget_unregistered(folder.superlink_database)
     for site, key in missing.items():
         control.RegisterNode(RegisterNodeRequest(public_key=key, name=site))
         log("supernode-registered", site=site)
@@ -195,7 +194,7 @@ def _serve(
         # Nothing runs apps by itself.
         *("--isolation", "process"),
         *("--superexec-auth-secret-file", str(home / "superexec.secret")),
-        *("--database", str(home / _DATABASE)),
+        *("--database", str(folder.superlink_database)),
     ]
     flower_superlink()
 

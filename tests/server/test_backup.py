@@ -169,14 +169,21 @@ def test_nothing_is_overwritten(backup: Path, tmp_path: Path) -> None:
         )
 
 
-def test_a_ca_that_was_moved_away_is_not_in_the_backup_and_that_is_said(tmp_path: Path) -> None:
+def test_a_ca_that_was_moved_away_and_the_superlinks_database_are_not_in_the_backup(
+    tmp_path: Path,
+) -> None:
     folder = new_folder(tmp_path / "old")
     (folder.path / "ca").rename(tmp_path / "safe")
+    # Half of a database that is being written, which the SuperLink makes anew.
+    folder.flower.mkdir()
+    (folder.flower / "superlink.db-wal").touch()
+    (folder.flower / "superlink.pem").touch()
     told = coordinator_command("backup", str(tmp_path / "backup"), f"--dir={folder.path}")
     assert "the CA's key is not in it" in told
     told = coordinator_command("restore", str(tmp_path / "backup"), str(tmp_path / "new"))
     assert "put ca/ back into" in told
     assert not (tmp_path / "new" / "ca").exists()
+    assert [path.name for path in (tmp_path / "new" / "flower").iterdir()] == ["superlink.pem"]
 
 
 def test_a_backup_of_another_release_names_it(
