@@ -99,11 +99,14 @@ def guarantees(n_grids: int, epsilon: float) -> dict[str, float]:
 
 
 def _laplace(scale: float) -> Any:
-    import opendp.prelude as dp
+    # Not its prelude, which imports scikit-learn and SciPy's statistics: half of what a preview takes.
+    from opendp.domains import atom_domain, vector_domain
+    from opendp.measurements import make_laplace
+    from opendp.metrics import l1_distance
+    from opendp.mod import enable_features
 
-    dp.enable_features("contrib")
-    space = dp.vector_domain(dp.atom_domain(T="i64")), dp.l1_distance(T="i64")
-    return dp.m.make_laplace(*space, scale=scale)
+    enable_features("contrib")
+    return make_laplace(vector_domain(atom_domain(T="i64")), l1_distance(T="i64"), scale=scale)
 
 
 def protect_dp(
