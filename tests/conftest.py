@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parents[1]
+_DEMONSTRATION = "demonstration"
 
 # Before anything imports a library that reads them.
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -25,15 +26,33 @@ settings.load_profile("busy")
 
 
 class _ByFile(LoadScopeScheduling):  # type: ignore[misc]
-    """Like `--dist loadfile`, with the files that use the fixture `finished` as one."""
+    """Like `--dist loadfile`, with the files that use the fixture `finished` as one, and what takes long first."""
 
     def _split_scope(self, nodeid: str) -> str:
         return _scope(nodeid.split("::", 1)[0])
 
+    def _assign_work_unit(self, node: Any) -> None:
+        if not any(self.assigned_work.values()):
+            # Stable: among their like those of many tests stay first.
+            for scope in sorted(self.workqueue, key=_rank):
+                self.workqueue.move_to_end(scope)
+        super()._assign_work_unit(node)
+
 
 @cache
+def _text(file: str) -> str:
+    return (ROOT / file).read_text(encoding="utf-8")
+
+
 def _scope(file: str) -> str:
-    return "demonstration" if "finished" in (ROOT / file).read_text(encoding="utf-8") else file
+    return _DEMONSTRATION if "finished: Finished" in _text(file) else file
+
+
+def _rank(scope: str) -> tuple[bool, ...]:
+    """The demonstration comes first, then processes, then files with slow tests: quick ones fill what time is left."""
+    if scope == _DEMONSTRATION:
+        return (False,)
+    return (True, "tests/system/" not in scope, "mark.slow" not in _text(scope))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:

@@ -43,12 +43,11 @@ class Crashes:
         else:
             self.consortium.start(name, *dying(death, "site", "run", "--dir", folder))
 
-    def restart_when_killed(self, *names: str) -> None:
-        """Wait until each was killed where it was to be, then start it as it should be."""
-        for name in names:
-            process = self.consortium.process(name)
-            assert was_killed(process), self.consortium.log(name).read_text()
-            self.start(name)
+    def restart_when_killed(self, name: str, death: str = NEVER) -> None:
+        """Wait until it was killed where it was to be, then start it as it should be, or to be killed once more."""
+        process = self.consortium.process(name)
+        assert was_killed(process), self.consortium.log(name).read_text()
+        self.start(name, death)
 
     def stop(self, name: str) -> None:
         process = self.consortium.process(name)
@@ -150,28 +149,31 @@ def test_three_processes_killed_in_one_transfer_lose_and_double_nothing(crashes:
     crashes.stop(RECIPIENT)
     crashes.start(RECIPIENT, "Submit:after")  # the receipt
     crashes.approve(identifier)
-    crashes.restart_when_killed(DONOR, "coordinator", RECIPIENT)
+    for name in (DONOR, "coordinator", RECIPIENT):
+        crashes.restart_when_killed(name)
     assert_arrived_once(crashes, identifier, prepared, before)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("victim", "death"),
+    ("victim", "deaths"),
     [
-        (DONOR, "Submit:after"),
-        (DONOR, "Upload:before"),
-        (RECIPIENT, "Download:after"),
-        (RECIPIENT, "ReleaseKey:after"),
-        (RECIPIENT, "Submit:after"),
-        ("coordinator", "Submit:after"),
-        ("coordinator", "Upload:before"),
-        ("coordinator", "Upload:after"),
-        ("coordinator", "Download:after"),
-        ("coordinator", "ReleaseKey:before"),
+        (DONOR, ("Submit:after", "Upload:before")),
+        (RECIPIENT, ("Download:after", "ReleaseKey:after", "Submit:after")),
+        (
+            "coordinator",
+            (
+                "Submit:after",
+                "Upload:before",
+                "Upload:after",
+                "Download:after",
+                "ReleaseKey:before",
+            ),
+        ),
     ],
 )
-def test_killed_anywhere_a_transfer_still_arrives_once(
-    crashes: Crashes, victim: str, death: str
+def test_killed_at_every_call_a_transfer_still_arrives_once(
+    crashes: Crashes, victim: str, deaths: tuple[str, ...]
 ) -> None:
     before = crashes.received()
     for name in ("coordinator", RECIPIENT, DONOR):
@@ -180,7 +182,8 @@ def test_killed_anywhere_a_transfer_still_arrives_once(
     prepared = crashes.prepare(identifier)
     # From here on: what was asked for is known to both, nothing is approved.
     crashes.stop(victim)
-    crashes.start(victim, death)
+    crashes.start(victim, deaths[0])
     crashes.approve(identifier)
-    crashes.restart_when_killed(victim)
+    for next_death in (*deaths[1:], NEVER):
+        crashes.restart_when_killed(victim, death=next_death)
     assert_arrived_once(crashes, identifier, prepared, before)
