@@ -60,3 +60,8 @@ def log_to_stderr() -> None:
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     LOGGER.setLevel(logging.INFO)
+
+
+# A command sends its lines nowhere; one about something that went wrong is still told whole.
+if logging.lastResort is not None:
+    logging.lastResort.setFormatter(JsonLines())

@@ -194,6 +194,10 @@ async def test_a_database_that_goes_away_and_comes_back_or_changes_its_server_ne
         with pytest.raises(UnavailableError, match="it is a standby"):
             async with running(folder):
                 pass
+        told = await asyncio.to_thread(
+            coordinator_command, "sites", "suspend", "north", f"--dir={folder.path}", code=2
+        )
+        assert '"reason": "cannot set transaction read-write mode during recovery"' in told
         own_postgres.promote()
         await north.submit(later)
         await consortium.close()
