@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -72,23 +72,26 @@ def site_csr(key: TlsKey, site: str) -> bytes:
     return request.sign(key.private_key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
-def requested_key(request: bytes) -> PublicKeyTypes:
+def requested_key(request: bytes) -> ec.EllipticCurvePublicKey:
     """Return the public key of a PKCS#10 request, DER; nothing else in it is believed.
 
     Raises
     ------
     MalformedError
-        If the request does not decode.
+        If the request does not decode or holds no P-256 key.
     IdentityError
         If the requester does not possess the key.
     """
     try:
         parsed = x509.load_der_x509_csr(request)
-    except ValueError:
+        public_key = _p256(parsed.public_key())
+        is_signature_valid = parsed.is_signature_valid
+    # Key types and versions that the library does not know are errors of their own.
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise MalformedError("the certificate request is no PKCS#10 in DER") from None
-    if not parsed.is_signature_valid:
+    if not is_signature_valid:
         raise IdentityError("the certificate request is not signed by the key it asks for")
-    return parsed.public_key()
+    return public_key
 
 
 def issue_site_certificate(
@@ -123,7 +126,7 @@ def issue_site_certificate(
     IdentityError
         If the requester does not possess the key.
     """
-    public_key = _p256(requested_key(request))
+    public_key = requested_key(request)
     uri = _site_uri(check_name("consortium", consortium), check_name("site", site))
     return _issue_leaf(
         ca_key,
@@ -185,7 +188,7 @@ def load_certificate(data: bytes) -> x509.Certificate:
         if data.lstrip().startswith(b"-----BEGIN"):
             return x509.load_pem_x509_certificate(data)
         return x509.load_der_x509_certificate(data)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise MalformedError(f"{len(data)} bytes are no X.509 certificate") from None
 
 

@@ -86,9 +86,12 @@ async def certify_site(folder: CoordinatorFolder, site: str, request: bytes) -> 
     try:
         output, errors = await asyncio.wait_for(process.communicate(request), TIMEOUT_S)
     except TimeoutError:
-        process.kill()
-        await process.wait()
         raise UnavailableError("the consortium's authority did not answer in time") from None
+    finally:
+        # Also where the caller went away.
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     return _answer(process.returncode, output, errors)
 
 

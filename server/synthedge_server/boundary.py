@@ -40,8 +40,9 @@ CALL_KEY: Final = "synthedge-call"
 _CHANGES: Final = frozenset(
     {"Submit", "ReleaseKey", "Compare", "Renew", "RenewExpired", "Enrol", "Upload"}
 )
-# For these the authority is asked, a process that starts for the answer.
+# For these the authority is asked, a process that starts for the answer; the others wait.
 _CERTIFYING: Final = frozenset({"Renew", "RenewExpired", "Enrol"})
+_CERTIFYING_AT_ONCE: Final = 4
 _SLOW_S: Final = 1.0
 # A refused call is answered no sooner than this, or its wait if that is shorter.
 _HELD_BACK_S: Final = 1.0
@@ -73,6 +74,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._admission = admission
         self._limits = limits
         self._tallies = tallies
+        self._certifying = asyncio.Semaphore(_CERTIFYING_AT_ONCE)
         # Wrapping costs a tenth of a small call; a service has the same handlers for ever.
         self._wrapped: dict[str, tuple[_Handler, _Handler]] = {}
 
@@ -103,6 +105,8 @@ class Boundary(grpc.aio.ServerInterceptor):
         read = partial(_read, handler.request_deserializer)
         decode = partial(_read_each, read) if handler.request_streaming else read
         answer = self._many if handler.response_streaming else self._one
+        if method in _CERTIFYING:
+            answer = self._one_of_few
         return build(
             self._bounded(
                 method,
@@ -163,6 +167,16 @@ class Boundary(grpc.aio.ServerInterceptor):
         context: Context,
     ) -> Any:
         return await behaviour(decode(request), context)
+
+    async def _one_of_few(
+        self,
+        behaviour: Callable[[Any, Context], Awaitable[Any]],
+        decode: Callable[[Any], Any],
+        request: Any,
+        context: Context,
+    ) -> Any:
+        async with self._certifying:
+            return await self._one(behaviour, decode, request, context)
 
     async def _many(
         self,

@@ -108,8 +108,17 @@ def test_a_request_that_proves_nothing_is_refused() -> None:
     tampered = good[:-1] + bytes([good[-1] ^ 1])
     with pytest.raises(IdentityError, match="not signed by the key"):
         issue_site_certificate(CA_KEY, CA, tampered, consortium="demo", site="north", now=NOW)
-    with pytest.raises(MalformedError, match="PKCS#10"):
-        issue_site_certificate(CA_KEY, CA, b"no", consortium="demo", site="north", now=NOW)
+    # Another version, a kind of key nobody knows, a point on no curve: each an error of its own to the library.
+    version, kind, point = b"\x02\x01\x00\x30", b"\x2a\x86\x48\xce\x3d\x02\x01", b"\x03\x42\x00\x04"
+    changed = [
+        good.replace(version, version.replace(b"\x00", b"\x05"), 1),
+        good.replace(kind, kind[:-1] + b"\x09", 1),
+        good.replace(point, point[:-1] + b"\x07", 1),
+    ]
+    assert good not in changed
+    for request in (b"no", *changed):
+        with pytest.raises(MalformedError, match="PKCS#10"):
+            issue_site_certificate(CA_KEY, CA, request, consortium="demo", site="north", now=NOW)
 
 
 @pytest.mark.parametrize(

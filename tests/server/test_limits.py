@@ -22,10 +22,11 @@ from server_fixtures import (
     new_folder,
 )
 from synthedge_protocols.certificates import load_certificate, pem
-from synthedge_protocols.errors import BusyError, DeadlineError, PolicyError
+from synthedge_protocols.errors import BusyError, DeadlineError, PolicyError, UnavailableError
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import coordinator_pb2_grpc as rpc
+from synthedge_server import enrolment
 from synthedge_server.operations import change
 from synthedge_server.rates import Rates, network_of
 from synthedge_server.serve import running
@@ -147,6 +148,26 @@ async def test_connections_that_never_say_who_they_are_are_closed_and_stop_nobod
         assert all(end == b"" or isinstance(end, ConnectionError) for end in ends)
         for _, writer in stalled:
             writer.close()
+
+
+async def test_few_certificates_are_made_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way: list[int] = [0]
+
+    async def counted(*arguments: Any) -> Any:
+        under_way.append(under_way[-1] + 1)
+        await asyncio.sleep(0.05)
+        under_way.append(under_way[-1] - 1)
+        raise UnavailableError("the authority is away")
+
+    monkeypatch.setattr(enrolment, "certify_site", counted)
+    async with consortium_with(tmp_path) as consortium:
+        request = Hospital("north").enrol_request(consortium.invite("north"))
+        calls = (consortium.ask_to_enrol(request) for _ in range(20))
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [UnavailableError] * 20
+    assert max(under_way) == 4
 
 
 def slow_stub(consortium: Consortium, hospital: Hospital) -> Any:
