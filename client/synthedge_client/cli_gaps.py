@@ -168,13 +168,14 @@ def gaps_list(dir: FolderOption = HERE, json: JsonOption = False) -> None:
 
     A gap of kind 'population' is a kind of patient this site has practically none of.
     """
-    from synthedge_client.gaps import list_gaps
+    from synthedge_client.gaps import awaited_in_words, list_gaps
     from synthedge_client.releases import report_state, state_in_words
     from synthedge_client.site import open_site
 
     with open_site(dir) as site:
         gaps = list_gaps(site)
         state = report_state(site)
+        awaited = awaited_in_words(site)
     listed = table(
         "Gaps",
         ["gap", "kind", "region", "status", "z", "expected", "here", "ask for", "donors"],
@@ -193,7 +194,9 @@ def gaps_list(dir: FolderOption = HERE, json: JsonOption = False) -> None:
             for g in gaps
         ],
     )
-    reasons = lines(*(f"{g.label}: {g.why}." for g in gaps), state_in_words(state))
+    reasons = lines(
+        *(f"{g.label}: {g.why}." for g in gaps), *filter(None, [awaited]), state_in_words(state)
+    )
 
     def render(console: Any) -> None:
         listed(console)

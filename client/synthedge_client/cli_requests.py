@@ -1,6 +1,6 @@
 """`synthedge site requests ...`: requests for samples, made and received."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from synthedge_client.cli_options import (
     transfer_named,
 )
 from synthedge_client.console import emit
+
+if TYPE_CHECKING:
+    from synthedge_core.dictionary import Feature
 
 ReasonOption = Annotated[str, typer.Option(help="Goes to the other side; name no patient.")]
 
@@ -155,7 +158,10 @@ def requests_prepare(
     shown = table(
         f"Exactly these {len(rows)} rows would go to '{transfer.peer}' (shown here only)",
         features,
-        [["" if value != value else f"{value:g}" for value in row] for row in rows],
+        [
+            [_as_kept(dictionary.feature(f), v) for f, v in zip(features, row, strict=True)]
+            for row in rows
+        ],
     )
     notes = [*(f"{line}." for line in unique), "They are pseudonymised personal data."]
     if manifest.coarsened:
@@ -176,6 +182,13 @@ def requests_prepare(
         as_json=json,
         render=render,
     )
+
+
+def _as_kept(feature: "Feature", value: float) -> str:
+    """A value as tables of the consortium have it: levels travel by their number, and are read by their code."""
+    if value != value:
+        return ""
+    return feature.levels[int(value)] if feature.has_levels else f"{value:g}"
 
 
 @app.command("approve")

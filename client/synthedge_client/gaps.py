@@ -95,6 +95,17 @@ class Gap:
         )
 
 
+def awaited_in_words(site: Site) -> str:
+    """What has to happen before gaps can be found; empty once the others' profile has arrived."""
+    if _hint(site, "profile", wire.HoleProfile) is not None:
+        return ""
+    return (
+        "Nothing is known of the other sites yet: sites are compared once "
+        f"{site.dictionary.policy.min_sites} sites have published ('synthedge site gaps publish') and while the agent "
+        "runs. Any two may agree on a region before: 'synthedge site requests new VOXEL --donor SITE'."
+    )
+
+
 def list_gaps(site: Site) -> list[Gap]:
     """The site's holes, worst first, population holes last; empty until a profile of the others has arrived.
 

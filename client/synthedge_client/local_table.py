@@ -179,11 +179,13 @@ def write_table(table: "pd.DataFrame", path: Path) -> None:
     TableError
         If the ending is another one or the file cannot be written.
     """
+    from synthedge_client.tables import whole_numbers
+
     try:
         if path.name.endswith(".parquet"):
             table.to_parquet(path, index=False)
         elif path.name.endswith((".csv", ".csv.gz")):
-            text = table.to_csv(index=False, lineterminator="\n").encode()
+            text = whole_numbers(table).to_csv(index=False, lineterminator="\n").encode()
             # Neither time nor name in the gzip header: the same seed gives the same bytes.
             path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
         else:

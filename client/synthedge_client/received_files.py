@@ -1,5 +1,6 @@
 """Tables with received rows in them, written to files that are on record before they exist."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -14,11 +15,12 @@ from synthedge_client.exports import record_export
 from synthedge_client.purging import check_current, require_current
 from synthedge_client.received import all_tokens, load_with_tokens
 from synthedge_client.site import Site
+from synthedge_client.tables import whole_numbers
 from synthedge_core.errors import RefusedError, UsageError
 
 
 def check_output(site: Site, output: Path) -> None:
-    """Refuse to write over the site's own table, or into a folder that is not there.
+    """Refuse to write over the site's own table or what is no file, or into a folder that is not there.
 
     Raises
     ------
@@ -27,6 +29,8 @@ def check_output(site: Site, output: Path) -> None:
     """
     if output.resolve() == site.settings.data.resolve():
         raise UsageError(f"{output} is the site's own table; name another file with --output")
+    if output.exists() and not output.is_file():
+        raise UsageError(f"{output} is no file; name one with --output")
     if not output.parent.is_dir():
         raise UsageError(f"there is no folder {output.parent}; make it, or name another --output")
 
@@ -51,12 +55,14 @@ def write_table(
     ------
     RefusedError
         If rows were withdrawn meanwhile, or a withdrawal waits.
+    UsageError
+        If the file cannot be written.
     """
     staged = output.with_name(f".{output.name}.new")
-    # Patients' rows, other hospitals' among them: for the owner's eyes until the owner decides otherwise.
-    with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        rows.to_csv(file, index=False)
     try:
+        # Patients' rows, other hospitals' among them: for the owner's eyes until the owner decides otherwise.
+        with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            rows.to_csv(file, index=False)
         with staged.open("rb") as written:
             digest = hashlib.file_digest(written, "sha256").digest()
         with site.store.write() as connection:
@@ -70,8 +76,11 @@ def write_table(
                 # round nobody would look for it.
                 record_export(connection, output, kind, digest, tokens)
         staged.replace(output)
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error.strerror}; nothing was") from None
     finally:
-        staged.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            staged.unlink()
 
 
 def export_received(site: Site, output: Path) -> dict[str, Any]:
@@ -96,7 +105,9 @@ def export_received(site: Site, output: Path) -> dict[str, Any]:
         raise RefusedError("no received rows are here; there is nothing to export")
     write_table(
         site,
-        rows.assign(_origin="received", _row=[row_name(token) for token in tokens]),
+        whole_numbers(rows, complete=True).assign(
+            _origin="received", _row=[row_name(token) for token in tokens]
+        ),
         output,
         "export",
         tokens,

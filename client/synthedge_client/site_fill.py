@@ -20,6 +20,7 @@ from synthedge_client.received import load_with_tokens
 from synthedge_client.received_files import check_output, write_table
 from synthedge_client.site import Site
 from synthedge_client.site_table import load_site_table
+from synthedge_client.tables import whole_numbers
 from synthedge_core.dictionary import Dictionary
 from synthedge_core.frame import Frame
 
@@ -58,7 +59,7 @@ def fill_site(site: Site, output: Path, seed: int, *, harmonise: bool = False) -
     require_current(site)
     table = load_site_table(site.settings, site.dictionary)
     received, tokens = load_with_tokens(site)
-    parts = [table.own.assign(_origin="observed", _donor="", _row="")]
+    parts = [whole_numbers(table.own).assign(_origin="observed", _donor="", _row="")]
     notes: list[str] = []
     n_synthetic = 0
     if len(received) and harmonise:
@@ -68,7 +69,7 @@ def fill_site(site: Site, output: Path, seed: int, *, harmonise: bool = False) -
         )
     if len(received):
         names = [row_name(token) for token in tokens]
-        parts.append(received.assign(_origin="received", _row=names))
+        parts.append(whole_numbers(received, complete=True).assign(_origin="received", _row=names))
         # scikit-learn takes a second to load: only a site that received something waits for it.
         from synthedge_core.fill_copula import copula_rows
         from synthedge_core.fill_schema import RowSchema
@@ -80,7 +81,8 @@ def fill_site(site: Site, output: Path, seed: int, *, harmonise: bool = False) -
             near, len(received), RowSchema.of_features(site.dictionary.features), seed=seed
         )
         n_synthetic = len(drawn)
-        parts.append(table.to_own_rows(drawn).assign(_origin="synthetic", _donor="", _row=""))
+        made = whole_numbers(table.to_own_rows(drawn), complete=True)
+        parts.append(made.assign(_origin="synthetic", _donor="", _row=""))
         notes.append(
             "Synthetic rows are drawn around the received ones; models may leave them out."
         )

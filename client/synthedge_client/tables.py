@@ -86,6 +86,26 @@ def read_table(
     return frame
 
 
+def whole_numbers(frame: "pd.DataFrame", *, complete: bool = False) -> "pd.DataFrame":
+    """Columns of whole numbers as such, to be written as they were read.
+
+    pandas holds whole numbers beside missing cells as fractions and would write 6 as 6.0.
+
+    Parameters
+    ----------
+    frame : DataFrame
+    complete : bool
+        Columns without missing cells too: rows that were made here, and not read from a file that says 6.0.
+    """
+    floats = frame.select_dtypes("float")
+    chosen = [
+        name
+        for name in floats.columns
+        if (complete or floats[name].isna().any()) and (floats[name].dropna() % 1 == 0).all()
+    ]
+    return frame.astype(dict.fromkeys(chosen, "Int64"))
+
+
 def _shown(source: str) -> str:
     """Name a source without the password a database URL may hold."""
     if _DATABASE_URL.match(source):

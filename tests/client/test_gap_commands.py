@@ -103,7 +103,9 @@ def test_status_and_the_list_of_gaps_say_that_a_report_is_stale(tmp_path: Path, 
     add_patient(folder)
 
     assert "is stale" in data(run("status", "--dir", folder, "--json"))["report"]
-    assert "is stale" in run("gaps", "list", "--dir", folder)
+    listed = run("gaps", "list", "--dir", folder)
+    assert "is stale" in listed
+    assert "once 3 sites have published" in listed
 
 
 def test_a_frozen_ledger_publishes_nothing_and_says_why(tmp_path: Path, run: Run) -> None:

@@ -143,6 +143,8 @@ def test_a_wrong_passphrase_signs_nothing(folder: Path, run: Run) -> None:
         (["peers", "verify", "south", "0000"], 4, "'south' is not known here"),
         (["requests", "show", "abc"], 4, "0 transfers have an id"),
         (["fill", "--output", "{}/no/filled.csv"], 4, "there is no folder"),
+        (["fill", "--output", "{}"], 4, "is no file; name one"),
+        (["fill", "--output", "/proc/filled.csv"], 4, "cannot be written"),
         (["fill", "--output", "{}/north.csv"], 4, "is the site's own table"),
         (["enrol", "--token-file", "{}/no"], 4, "there is no token file"),
         (["steward", "add", "ada"], 4, "'ada' exists"),
@@ -423,6 +425,11 @@ async def test_a_steward_reads_what_was_refused_or_waits_in_the_list(
     )
     rows = json.loads(out)["data"]["rows"]
     assert len(rows) == 5
+    _, out, _ = await in_thread(
+        run, "requests", "prepare", identifier.hex()[:12], "--dir", south.settings.folder
+    )
+    # The dictionary's codes 1 and 2, not the numbers 0 and 1 that travel.
+    assert {line.split()[1] for line in out.splitlines()[2:7]} == {"1", "2"}
     assert all(row[0] >= 100 for row in rows)
     with south.store.read() as connection:
         assert [t.state for t in list_transfers(connection)] == [State.PREPARED]

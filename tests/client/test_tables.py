@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from clinical_data import clinical_data_dir
-from synthedge_client.tables import read_table
+from synthedge_client.tables import read_table, whole_numbers
 from synthedge_core.errors import TableError
 
 ROWS = "age,bp,sex\n61,120.5,F\n55,,M\n70,133.0,M\n"
@@ -79,6 +79,12 @@ def test_words_for_no_value_are_missing_and_zero_is_not(tmp_path: Path) -> None:
     table = read_table(path)
     assert table.isna().sum().to_dict() == {"chol": 1, "alcohol": 2}
     assert read_table(path, missing={"chol": ["0"]})["chol"].isna().sum() == 2
+
+
+def test_whole_numbers_beside_missing_cells_are_written_as_they_were_read(tmp_path: Path) -> None:
+    path = tmp_path / "patients.csv"
+    path.write_text("age,vessels,st\n61,2,1.5\n55,,\n70,0,0.5\n", encoding="utf-8")
+    assert whole_numbers(read_table(path)).to_csv(index=False) == path.read_text(encoding="utf-8")
 
 
 def test_the_clinical_files_keep_their_missing_cells() -> None:
