@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 _BUSY_TIMEOUT_MS = 10_000
 _NO_ROOM = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY})
+_HELD = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 WRITES = "synthedge_writes"
 """Execution option of a connection whose transactions take the write lock at once."""
@@ -46,7 +47,7 @@ def sqlite_engine(path: Path, name: str | None = None) -> Engine:
     """Open, or create with mode 0600, an SQLite store.
 
     Write-ahead log, ``synchronous=FULL`` (a commit survives a power cut), foreign keys enforced,
-    ten seconds of patience with another process's lock. A full or failing disk, and a damaged file,
+    ten seconds of patience with another process's lock. A longer lock, a full or failing disk, and a damaged file,
     are reported as such, whatever was being done.
 
     Parameters
@@ -59,7 +60,8 @@ def sqlite_engine(path: Path, name: str | None = None) -> Engine:
     Raises
     ------
     UnavailableError
-        If the file cannot be opened or created; of any use of the engine, if its disk is full.
+        If the file cannot be opened or created; of any use of the engine, if its disk is full or another program
+        holds it.
     """
     name = name or str(path)
     try:
@@ -94,6 +96,11 @@ def sqlite_engine(path: Path, name: str | None = None) -> Engine:
             raise UnavailableError(
                 f"the store '{name}' cannot be written now ({context.original_exception}); nothing was half-written: "
                 "make room on its disk, or check it, and try again"
+            ) from None
+        if code in _HELD:
+            raise UnavailableError(
+                f"the store '{name}' is held by another program for longer than {_BUSY_TIMEOUT_MS / 1000:g} s; nothing "
+                "was half-written: end that one (a command that was stopped, a shell on the file), and try again"
             ) from None
         if code in _DAMAGED:
             raise UnavailableError(

@@ -1,11 +1,12 @@
 import asyncio
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,23 @@ def test_a_disk_that_is_full_in_the_middle_of_a_change_undoes_the_whole_transact
             future.result(10)
     assert stored(engine) == set()
     assert writer.submit(insert(1)).result(10) == 1
+
+
+def test_a_store_that_another_program_holds_is_named_and_goes_on_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synthedge_protocols.writer._BUSY_TIMEOUT_MS", 20)
+    engine = sqlite_engine(tmp_path / "store.db")
+    writer = Writer(engine)
+    create = text("CREATE TABLE rows (n INTEGER PRIMARY KEY)")
+    with closing(sqlite3.connect(tmp_path / "store.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UnavailableError, match="held by another program for longer"):
+            writer.submit(lambda connection: connection.execute(create)).result(10)
+    writer.submit(lambda connection: connection.execute(create)).result(10)
+    assert writer.submit(insert(1)).result(10) == 1
+    writer.close()
+    engine.dispose()
 
 
 def test_closing_finishes_what_was_queued_and_then_refuses(engine: Engine) -> None:
