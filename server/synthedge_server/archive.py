@@ -94,11 +94,12 @@ def entries(path: Path) -> Iterator[tuple[tarfile.TarInfo, BinaryIO]]:
             file.seek(len(_MAGIC))
             with tarfile.open(fileobj=file, mode="r|") as tar:
                 for entry in tar:
-                    content = tar.extractfile(entry)
-                    parts = PurePosixPath(entry.name)
-                    if content is None or parts.is_absolute() or ".." in parts.parts:
+                    name = PurePosixPath(entry.name)
+                    # Written one way only: of "files//etc/x" what follows the first slash would be a path of its own.
+                    is_plain = str(name) == entry.name and not name.is_absolute()
+                    if not entry.isreg() or not is_plain or ".." in name.parts:
                         raise VerificationError(f"{path} holds an entry that no backup has")
-                    yield entry, cast(BinaryIO, content)
+                    yield entry, cast(BinaryIO, tar.extractfile(entry))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
 

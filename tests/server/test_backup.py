@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from synthedge_core.errors import UsageError
 from synthedge_protocols.errors import IdentityError, UnavailableError, VerificationError
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
-from synthedge_server import store
+from synthedge_server import archive, store
 from synthedge_server.backup import back_up
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.operations import change, reading, rows
@@ -151,6 +152,22 @@ def test_a_backup_with_any_byte_changed_or_missing_restores_nothing(
         backup.write_bytes(part)
         with unchanged(tmp_path / "new"), pytest.raises((VerificationError, UsageError)):
             restore(backup, CoordinatorFolder(tmp_path / "new"))
+
+
+@pytest.mark.parametrize(
+    "name", ["files/{}", "files/../../escaped", "files//{}", "/{}", "files/./x"]
+)
+def test_a_forged_backup_writes_nothing_outside_the_folder(tmp_path: Path, name: str) -> None:
+    escaped = tmp_path / "escaped"
+    forged = tmp_path / "forged"
+    with archive.writing(forged) as writer:
+        writer.add_bytes(
+            "backup.json", json.dumps({"schema_version": store.SCHEMA_VERSION}).encode()
+        )
+        writer.add_bytes(name.format(escaped), b"not wanted")
+    with pytest.raises(VerificationError, match="an entry that no backup has"):
+        restore(forged, CoordinatorFolder(tmp_path / "restored"))
+    assert not escaped.exists()
 
 
 def test_nothing_is_overwritten(backup: Path, tmp_path: Path) -> None:
