@@ -55,7 +55,9 @@ def write_whole(out: Path, parts: Iterable[str]) -> None:
     """
     staged = out.with_name(out.name + ".new")
     try:
-        with staged.open("w", encoding="utf-8", newline="\n") as file:
+        # Never into what is there already: in a shared folder it may lead elsewhere.
+        staged.unlink(missing_ok=True)
+        with staged.open("x", encoding="utf-8", newline="\n") as file:
             file.writelines(parts)
         staged.replace(out)
     except OSError as error:

@@ -60,8 +60,10 @@ def write_table(
     """
     staged = output.with_name(f".{output.name}.new")
     try:
-        # Patients' rows, other hospitals' among them: for the owner's eyes until the owner decides otherwise.
-        with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        # Patients' rows, other hospitals' among them: for the owner's eyes until the owner decides otherwise. Never
+        # into what is there already: in a shared folder it may be somebody else's, or lead elsewhere.
+        staged.unlink(missing_ok=True)
+        with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             rows.to_csv(file, index=False)
         with staged.open("rb") as written:
             digest = hashlib.file_digest(written, "sha256").digest()

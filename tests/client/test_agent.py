@@ -122,7 +122,11 @@ async def test_nothing_received_is_readable_in_the_database(pair: Pair, tmp_path
     held = b"".join(path.read_bytes() for path in files)
     for secret in (b"s-1130", b'"bp":', b"102.0"):
         assert secret not in held
+    # Somebody else waits in the folder for what is written.
+    (tmp_path / ".filled.csv.new").symlink_to(tmp_path / "elsewhere")
     result = fill_site(north, tmp_path / "filled.csv", seed=1)
+    assert not (tmp_path / "elsewhere").exists()
+    assert not (tmp_path / "filled.csv").is_symlink()
     assert (result["observed"], result["received"]) == (120, 5)
     assert (tmp_path / "filled.csv").stat().st_mode & 0o777 == 0o600
     filled = pd.read_csv(tmp_path / "filled.csv")
