@@ -159,7 +159,15 @@ def sites(context: typer.Context, folder: Dir = HERE, as_json: Json = False) -> 
     from synthedge_server.overview import list_sites
 
     data = cli_watch.listed(folder, list_sites)
-    shown = ("site", "state", "problem", "open_transfers", "last_seen", "certificate_expires")
+    shown = (
+        "site",
+        "state",
+        "problem",
+        "open_transfers",
+        "reported",
+        "last_seen",
+        "certificate_expires",
+    )
     emit(data, cli_watch.columns(data, shown), as_json=as_json)
 
 
@@ -237,7 +245,17 @@ def status(folder: Dir = HERE, as_json: Json = False) -> None:
     from synthedge_server.status import read_status
 
     data = read_status(CoordinatorFolder(folder))
-    emit(data, "\n".join(f"{key}: {value}" for key, value in data.items()), as_json=as_json)
+    emit(data, "\n".join(f"{key}:{_told(value)}" for key, value in data.items()), as_json=as_json)
+
+
+def _told(value: Any) -> str:
+    """A value of `status` for people: what are sentences stand on lines of their own."""
+    if not isinstance(value, (dict, list)):
+        return f" {value}"
+    items = [f"{key}: {each}" for key, each in value.items()] if isinstance(value, dict) else value
+    if all(isinstance(item, str) and " " not in item for item in items):
+        return f" {', '.join(items) or 'none'}"
+    return "".join(f"\n {_told(item)}" for item in items)
 
 
 def _set_state(folder: Path, site: str, state: str, reason: str, as_json: bool) -> None:

@@ -206,7 +206,7 @@ def require_acceptance(connection: Connection, site: str, digest: bytes) -> None
 
 
 def acceptances(connection: Connection, digest: bytes) -> list[dict[str, Any]]:
-    """Every site that is not revoked, with who accepted the dictionary of a digest and when, or None."""
+    """Every site that takes part, with who accepted the dictionary of a digest and when, or None."""
     sites, table = store.sites, store.acceptances
     rows = connection.execute(
         select(sites.c.site, table.c.steward, table.c.accepted_at_ms)
@@ -215,7 +215,7 @@ def acceptances(connection: Connection, digest: bytes) -> list[dict[str, Any]]:
             (table.c.site == sites.c.site) & (table.c.digest == digest),
             isouter=True,
         )
-        .where(sites.c.state != "revoked")
+        .where(sites.c.state.not_in(("left", "revoked", "reset")))
         .order_by(sites.c.site)
     )
     return [dict(row._mapping) for row in rows]

@@ -11,7 +11,7 @@ from typing import Final
 from sqlalchemy import Connection, select
 
 from synthedge_protocols.certificates import load_certificate
-from synthedge_protocols.errors import VerificationError
+from synthedge_protocols.errors import UnavailableError, VerificationError
 from synthedge_protocols.standing import Standing
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import store
@@ -19,6 +19,7 @@ from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.ledger import system_clock
 from synthedge_server.operations import reading
 from synthedge_server.overview import list_sites, list_transfers, list_withdrawals, when
+from synthedge_server.withdrawals import past_retention
 
 _LOW_DISK_BYTES: Final = 1_000_000_000
 _EXPIRES_SOON: Final = timedelta(days=7)
@@ -57,6 +58,7 @@ def examine(folder: CoordinatorFolder) -> list[Problem]:
     """
     with reading(folder) as engine, engine.connect() as connection:
         return [
+            *_process(folder),
             *_certificates(folder),
             *_keys(connection, system_clock()),
             *_secrets(folder),
@@ -64,6 +66,19 @@ def examine(folder: CoordinatorFolder) -> list[Problem]:
             *_database(connection),
             *_people(connection),
         ]
+
+
+def _process(folder: CoordinatorFolder) -> list[Problem]:
+    # Here: a running coordinator warns of what runs out, and need not know how to call one.
+    from synthedge_server.ping import ping
+
+    try:
+        ping(folder)
+    except UnavailableError as error:
+        return [
+            Problem("serve", str(error), "start 'synthedge-coordinator serve'; its log says why")
+        ]
+    return []
 
 
 def _certificates(folder: CoordinatorFolder) -> list[Problem]:
@@ -205,7 +220,7 @@ def _people(connection: Connection) -> list[Problem]:
     now_ms = system_clock()
     return [
         *(
-            Problem(f"site {row.site}", row.problem, "telephone its data manager")
+            Problem(f"site {row.site}", row.problem, row.next_step)
             for row in list_sites(connection, now_ms)
             if row.problem
         ),
@@ -222,5 +237,13 @@ def _people(connection: Connection) -> list[Problem]:
             )
             for row in list_withdrawals(connection, now_ms)
             if row.is_overdue
+        ),
+        *(
+            Problem(
+                f"transfer {row.transfer_id.hex()[:12]}",
+                f"'{row.recipient}' keeps its rows longer than agreed",
+                f"telephone '{row.recipient}': its agent purges them when it runs",
+            )
+            for row in past_retention(connection, now_ms)
         ),
     ]

@@ -24,6 +24,9 @@ _MS_PER_DAY: Final = 86_400_000
 # An agent calls every few seconds while it runs.
 UNSEEN_MS: Final = 3_600_000
 EXPIRES_SOON_MS: Final = 7 * _MS_PER_DAY
+_RECOVER: Final = (
+    "find out which backup was restored, then 'synthedge-coordinator sites recover {site}'"
+)
 
 # Who must act for a transfer to go on, in the coordinator's record, and what for.
 _WAITS_FOR: Final = {
@@ -48,8 +51,8 @@ class SiteRow:
     dictionary_version : int
         The newest it accepted; 0: none.
     open_transfers : int
-    problem : str
-        What the operator should look at; empty: nothing.
+    problem, next_step : str
+        What the operator should look at, and do; empty: nothing.
     """
 
     site: str
@@ -64,6 +67,7 @@ class SiteRow:
     log_seen: str
     open_transfers: int
     problem: str
+    next_step: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +164,11 @@ def list_sites(connection: Connection, now_ms: int) -> list[SiteRow]:
     rows = []
     for row in connection.execute(select(store.sites).order_by(store.sites.c.site)):
         expires_ms = row.certified_at_ms + CERTIFICATE_DAYS * _MS_PER_DAY
+        problem, next_step = (
+            (row.reason, _RECOVER.format(site=row.site))
+            if row.site in frozen
+            else _site_problem(row, now_ms, expires_ms, accepted.get(row.site, 0), current.version)
+        )
         rows.append(
             SiteRow(
                 site=row.site,
@@ -173,11 +182,8 @@ def list_sites(connection: Connection, now_ms: int) -> list[SiteRow]:
                 reported=when(reported.get(row.site)),
                 log_seen=when(log_seen.get(row.site)),
                 open_transfers=n_open.get(row.site, 0),
-                problem=f"{row.reason}; decide: 'synthedge-coordinator sites recover {row.site}'"
-                if row.site in frozen
-                else _site_problem(
-                    row, now_ms, expires_ms, accepted.get(row.site, 0), current.version
-                ),
+                problem=problem,
+                next_step=next_step,
             )
         )
     return rows
@@ -192,18 +198,31 @@ def _accepted_versions(connection: Connection) -> dict[str, int]:
     return {row.site: row.version for row in connection.execute(query)}
 
 
-def _site_problem(row: Any, now_ms: int, expires_ms: int, accepted: int, current: int) -> str:
+def _site_problem(
+    row: Any, now_ms: int, expires_ms: int, accepted: int, current: int
+) -> tuple[str, str]:
+    """What is wrong with a site that is not frozen, and what to do; two empty texts if nothing is."""
     if row.state in ("left", "revoked", "reset"):
-        return ""
+        return "", ""
+    if row.state == "suspended":
+        return (
+            "suspended" + (f": {row.reason}" if row.reason else ""),
+            f"decide: 'synthedge-coordinator sites resume {row.site}', or 'revoke'",
+        )
+    agent = "telephone its data manager: its agent does not run, or cannot connect"
     if expires_ms <= now_ms:
-        return "its certificate has expired; its agent renews it when it runs"
+        return "its certificate has expired; its agent renews it when it runs", agent
     if expires_ms - now_ms < EXPIRES_SOON_MS:
-        return f"its certificate runs out in {_days(expires_ms - now_ms)}; its agent is not renewing it"
+        left = _days(expires_ms - now_ms)
+        return f"its certificate runs out in {left}; its agent is not renewing it", agent
     if row.last_seen_ms is not None and now_ms - row.last_seen_ms > UNSEEN_MS:
-        return f"not seen for {_days(now_ms - row.last_seen_ms)}"
+        return f"not seen for {_days(now_ms - row.last_seen_ms)}", agent
     if accepted < current:
-        return f"its steward has not accepted version {current} of the dictionary"
-    return ""
+        return (
+            f"its steward has not accepted version {current} of the dictionary",
+            "telephone its steward: 'synthedge site dictionary accept'",
+        )
+    return "", ""
 
 
 def list_transfers(connection: Connection, now_ms: int) -> list[TransferRow]:

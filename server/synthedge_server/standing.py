@@ -118,6 +118,8 @@ def change_standing(
         )
     if before is Standing.LEFT and standing not in (Standing.REVOKED, Standing.RESET):
         raise RefusedError(f"site '{site}' left; reset its keys and invite it to let it in again")
+    if standing is before and not reason:
+        return 0  # said again: the reason that was given stays
     if standing is Standing.ACTIVE and statement is None:
         if before is Standing.PAUSED:
             raise RefusedError(

@@ -1,6 +1,7 @@
 """What `synthedge-coordinator status` tells."""
 
 from datetime import UTC, datetime
+from importlib.metadata import version as release
 from typing import Any
 
 from sqlalchemy import func, select
@@ -12,6 +13,7 @@ from synthedge_server.doctor import running_out
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.ledger import system_clock
 from synthedge_server.operations import reading
+from synthedge_server.overview import list_sites, when
 from synthedge_server.settings import read_settings
 from synthedge_server.withdrawals import open_withdrawals, past_retention
 
@@ -55,6 +57,22 @@ def read_status(folder: CoordinatorFolder, now_ms: int | None = None) -> dict[st
             for row in dictionaries.acceptances(connection, version.digest)
             if row["accepted_at_ms"] is None
         ]
+        members = [
+            row
+            for row in list_sites(connection, now)
+            if row.state not in ("left", "revoked", "reset")
+        ]
+        oldest = min(
+            (row for row in members if row.reported), key=lambda row: row.reported, default=None
+        )
+        invited = {
+            row.site: when(row.expires_at_ms)
+            for row in connection.execute(
+                select(store.tokens)
+                .where(store.tokens.c.used_at_ms.is_(None), store.tokens.c.expires_at_ms > now)
+                .order_by(store.tokens.c.site)
+            )
+        }
         waiting = open_withdrawals(connection)
         warnings = [f"{p.subject}: {p.what}" for p in running_out(folder, connection)]
         kept_too_long = {
@@ -68,6 +86,7 @@ def read_status(folder: CoordinatorFolder, now_ms: int | None = None) -> dict[st
         }
     dictionary = parse_dictionary(version.toml)
     data: dict[str, Any] = {
+        "program": release("synthedge-federation"),
         "consortium": settings.consortium,
         "listen": str(settings.listen),
         "enrolment_listen": str(settings.enrolment_listen),
@@ -76,7 +95,10 @@ def read_status(folder: CoordinatorFolder, now_ms: int | None = None) -> dict[st
         "dictionary_digest": dictionary.digest,
         "dictionary_not_accepted_by": behind,
         "sites": n_sites,
+        "invited_until": invited,
         "current_reports": n_reports,
+        "oldest_report": {} if oldest is None else {oldest.site: oldest.reported},
+        "no_report_from": [row.site for row in members if not row.reported],
         "sites_not_active": standings,
         "transfers": states,
         "retention_overdue": kept_too_long,

@@ -31,6 +31,7 @@ from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import coordinator_pb2_grpc as rpc
 from synthedge_server import store
 from synthedge_server.authority import certify_site
+from synthedge_server.doctor import examine
 from synthedge_server.operations import reading, set_site_state
 
 
@@ -177,11 +178,14 @@ async def test_a_suspended_site_cannot_call_anything_until_it_is_resumed(
     coordinator: Consortium,
 ) -> None:
     hospital = await coordinator.enrol("north")
-    set_site_state(coordinator.folder, "north", "suspended")
+    set_site_state(coordinator.folder, "north", "suspended", "a look")
 
     for method in CALLS:
         with pytest.raises(IdentityError, match="suspended"):
             await call(hospital.stub, method)
+    problems = await asyncio.to_thread(examine, coordinator.folder)
+    steps = {problem.what: problem.next_step for problem in problems}
+    assert "'synthedge-coordinator sites resume north'" in steps["suspended: a look"]
 
     set_site_state(coordinator.folder, "north", "active")
     await call(hospital.stub, "GetDirectory")

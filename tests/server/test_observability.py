@@ -222,6 +222,7 @@ async def test_what_runs_out_stands_in_the_log_and_in_doctor(
     monkeypatch.setattr(doctor, "system_clock", lambda: system_clock() + 340 * DAY_MS)
     found = {problem.what for problem in doctor.examine(consortium.folder)}
     assert any("sealing key runs out" in what for what in found)
+    assert any("does not answer" in what for what in found)
     warnings = read_status(consortium.folder)["warnings"]
     assert any(warning.startswith("site north: its sealing key") for warning in warnings)
     async with running(consortium.folder):

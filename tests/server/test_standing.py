@@ -1,5 +1,6 @@
 """What becomes of transfers when a site pauses, leaves, falls silent, is shut out or loses its keys: every state."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -39,10 +40,11 @@ from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_protocols.withdrawal import NOTICE_ID_BYTES
 from synthedge_protocols.writer import Writer, sqlite_engine
-from synthedge_server import dictionaries, store
+from synthedge_server import dictionaries, doctor, store
 from synthedge_server.broker import Broker
 from synthedge_server.ledger import Transaction
 from synthedge_server.operations import reading, set_site_state
+from synthedge_server.overview import list_sites
 from synthedge_server.registries import Registries
 from synthedge_server.standing import change_standing
 from synthedge_server.status import read_status
@@ -188,6 +190,9 @@ def test_what_is_for_ever_cannot_be_undone(records: Records) -> None:
     records.stand("north", Standing.REVOKED)
     with pytest.raises(RefusedError, match="under another id"):
         records.stand("north", Standing.RESET)
+    assert records.stand("north", Standing.REVOKED, reason="") == 0
+    with records.engine.connect() as connection:
+        assert {site.site: site.reason for site in list_sites(connection, NOW_MS)}["north"] == "why"
     with pytest.raises(UsageError, match="no site 'nowhere'"):
         records.stand("nowhere", Standing.SUSPENDED)
     with pytest.raises(UsageError, match="at most 2000"):
@@ -351,7 +356,7 @@ async def test_a_notice_before_the_rows_were_accepted_revokes_them(coordinator: 
 
 
 async def test_a_silent_sites_transfers_expire_and_its_return_is_told(
-    coordinator: Consortium,
+    coordinator: Consortium, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     north, south, _ = await coordinator.reporting("north", "south", "west")
     active = await active_one(north, south)
@@ -367,6 +372,9 @@ async def test_a_silent_sites_transfers_expire_and_its_return_is_told(
         for days in (15, 17)
     ]
     assert kept == [{}, {active.identifier.hex(): "north"}]
+    monkeypatch.setattr(doctor, "system_clock", lambda: coordinator.clock() + 17 * DAY_MS)
+    problems = await asyncio.to_thread(doctor.examine, coordinator.folder)
+    assert "'north' keeps its rows longer than agreed" in {problem.what for problem in problems}
     # Well before the thirty days a request may wait.
     assert state_of(coordinator, unfinished) == "EXPIRED"
     assert state_of(coordinator, active.identifier) == "ACTIVE"

@@ -15,6 +15,7 @@ import pytest
 
 from real_browser import real_browser
 from server_fixtures import Consortium
+from synthedge_server.status import read_status
 from synthedge_server.web import create_app, operator_token
 
 PAGES = ("", "sites", "network", "proposals", "transfers", "log")
@@ -77,7 +78,14 @@ async def test_every_page_shows_what_the_command_line_shows_and_nothing_can_be_c
         assert not re.search(r"<script|https?://(?!www\.w3\.org)", answer.text)
         for method in ("POST", "PUT", "DELETE", "PATCH"):
             assert (await asking.request(method, f"/{page}")).status_code == 405
+    reported.invite("another")
     listed = await asyncio.to_thread(listed_sites, reported.folder.path)
+    status = read_status(reported.folder)
+    assert status["no_report_from"] == []
+    assert status["oldest_report"] == {
+        row["site"]: row["reported"] for row in [min(listed, key=lambda row: str(row["reported"]))]
+    }
+    assert set(status["invited_until"]) == {"another"}
     sites = (await asking.get("/sites")).text
     assert all(row["site"] in sites and row["fingerprint"] in sites for row in listed)
     await asking.post("/logout")

@@ -104,7 +104,7 @@ def test_a_donor_restored_from_a_backup_is_frozen_and_what_it_forgot_is_revoked(
     with pytest.raises(RefusedError, match="synthedge site recover"):
         exchange(consortium, "south")
     found = examine(consortium.coordinator_folder)
-    assert [p.what for p in found if "sites recover south" in p.what]
+    assert [p.what for p in found if "sites recover south" in p.next_step]
     with pytest.raises(RefusedError, match="sites recover south"):
         operations.set_site_state(consortium.coordinator_folder, "south", "active")
 
