@@ -188,7 +188,9 @@ class _Null:
         weighted = design * (self._fitted * (1.0 - self._fitted))[:, None]
         self._inverse = np.linalg.inv(weighted.T @ design + _penalty(design))
         self._cross = np.asarray(cells.T @ weighted)
-        self._cells = cells.T.tocsr()
+        # Counts of drawn positives, below 2**24, are exact in single precision: half the memory to go through.
+        self._cells = cells.T.tocsr().astype(np.float32)
+        self._expected = np.asarray(cells.T @ self._fitted)[:, None]
         self._deviation = deviation[:, None]
         self._pull = np.asarray(_penalty(design) @ beta)[:, None]
 
@@ -199,9 +201,9 @@ class _Null:
         maxima = []
         for start in range(0, n_draws, _BLOCK_DRAWS):
             n = min(_BLOCK_DRAWS, n_draws - start)
-            residual = (rng.random((len(fitted), n)) < fitted) - fitted
-            step = self._inverse @ (self._design.T @ residual - self._pull)
-            lacking = self._cross @ step - self._cells @ residual
+            drawn = rng.random((len(fitted), n)) < fitted
+            step = self._inverse @ (self._design.T @ (drawn - fitted) - self._pull)
+            lacking = self._cross @ step - (self._cells @ drawn.astype(np.float32) - self._expected)
             maxima.append((lacking / self._deviation).max(axis=0))
         return np.concatenate(maxima)
 
