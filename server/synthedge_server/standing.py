@@ -34,6 +34,8 @@ _MAX_REASON: Final = Limits().text_bytes
 # How old the record of a site's last call may be: every call would else be a write.
 _SEEN_EVERY_MS: Final = 60_000
 _MS_PER_HOUR: Final = 3_600_000
+# Each tells every peer that shares a transfer, a thousand of them for one statement.
+_WISHES_AN_HOUR: Final = 60
 
 
 def standing_of(connection: Connection, site: str) -> Standing:
@@ -172,7 +174,7 @@ class OwnWill:
         MalformedError
             If the action is none.
         LimitExceededError
-            If the reason is long.
+            If the reason is long, or the site changes its mind all the time.
         LifecycleError
             If the site left already.
         """
@@ -182,6 +184,11 @@ class OwnWill:
             raise MalformedError(f"a site can {', '.join(ACTIONS)}; it cannot {wish.action[:20]!r}")
         if len(wish.reason.encode()) > _MAX_REASON:
             raise LimitExceededError(f"a reason has at most {_MAX_REASON} bytes")
+        if _n_wishes(transaction, verified) >= _WISHES_AN_HOUR:
+            raise LimitExceededError(
+                f"site '{verified.site}' paused or resumed {_WISHES_AN_HOUR} times within the hour; wait before you "
+                "do it again"
+            )
         before = standing_of(transaction.connection, verified.site)
         if before is Standing.LEFT:
             raise LifecycleError(f"site '{verified.site}' left; its operator can invite it anew")
@@ -194,6 +201,17 @@ class OwnWill:
             by=f"{verified.site}: {verified.signer.name}",
             statement=verified.signed,
         )
+
+
+def _n_wishes(transaction: Transaction, verified: Verified[pb.SiteLeaving]) -> int:
+    """How many statements of this kind came from the site within the hour."""
+    table = store.statements.c
+    of_site = select(func.count()).where(
+        table.site == verified.site,
+        table.received_at_ms > transaction.now_ms - _MS_PER_HOUR,
+        table.type == verified.type,
+    )
+    return int(transaction.connection.execute(of_site).scalar_one())
 
 
 class Watch:

@@ -26,6 +26,7 @@ from synthedge_core.errors import RefusedError, UsageError
 from synthedge_protocols.errors import (
     IdentityError,
     LifecycleError,
+    LimitExceededError,
     MalformedError,
     PolicyError,
     ReplayError,
@@ -41,6 +42,7 @@ from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_protocols.withdrawal import NOTICE_ID_BYTES
 from synthedge_protocols.writer import Writer, sqlite_engine
 from synthedge_server import dictionaries, doctor, store
+from synthedge_server import standing as server_standing
 from synthedge_server.broker import Broker
 from synthedge_server.ledger import Transaction
 from synthedge_server.operations import reading, set_site_state
@@ -243,6 +245,7 @@ async def active_one(north: Hospital, south: Hospital) -> Shipped:
 
 async def test_a_site_that_pauses_starts_nothing_and_goes_on_afterwards(
     coordinator: Consortium,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     north, south, _ = await coordinator.reporting("north", "south", "west")
     shipped = await ship(north, south, b"rows" * 1000)
@@ -269,6 +272,10 @@ async def test_a_site_that_pauses_starts_nothing_and_goes_on_afterwards(
     assert read_status(coordinator.folder)["sites_not_active"] == {"south": "paused: audit"}
 
     await south.submit(leaving(south, "resume", "done"))
+    # Whoever did so all day would write into every peer's inbox each time.
+    monkeypatch.setattr(server_standing, "_WISHES_AN_HOUR", 2)
+    with pytest.raises(LimitExceededError, match="paused or resumed 2 times"):
+        await south.submit(leaving(south, "suspend"))
     assert (await north.release_key(shipped.identifier)) == shipped.shipment
 
 
