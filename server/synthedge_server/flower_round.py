@@ -80,7 +80,7 @@ def ask_nodes(
         if identifier:
             waiting[identifier] = site
         else:
-            unreached[site] = (Outcome.OFFLINE, "the SuperLink does not know its SuperNode")
+            unreached[site] = (Outcome.OFFLINE, "its SuperNode has not connected yet")
     while waiting:
         for reply in grid.pull_messages(list(waiting)):
             identifier = reply.metadata.reply_to_message_id

@@ -1,13 +1,13 @@
 """One discovery round as a Flower run; its ServerApp runs here, as installed, and nothing that was shipped does."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import httpx
-from flwr.app import Context
-from flwr.common.constant import SubStatus
+from flwr.app import Context, Error, Message
+from flwr.common.constant import ErrorCode, SubStatus
 from flwr.common.serde import context_from_proto, run_from_proto
 from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.fab_pb2 import Fab
@@ -123,13 +123,41 @@ def carry(
     return unreached
 
 
+class _Grid(HttpGrid):
+    """Flower's, which reads replies one at a time: no site's keeps another's from being read, or passes for it."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        asked = list(messages)
+        identifiers = list(super().push_messages(asked))
+        self._asked = dict(zip(identifiers, asked, strict=True))
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [reply for identifier in message_ids for reply in self._replies_to(identifier)]
+
+    def _replies_to(self, identifier: str) -> Iterable[Message]:
+        try:
+            replies = list(super().pull_messages([identifier]))
+            is_read = all(reply.metadata.reply_to_message_id == identifier for reply in replies)
+        except (httpx.HTTPError, RunNotRunningException):
+            raise
+        except Exception:  # noqa: BLE001 - whatever Flower's reader makes of a stranger's bytes
+            is_read = False
+        if is_read:
+            return replies
+        return [
+            Message(
+                Error(ErrorCode.UNKNOWN, "what it sent cannot be read"),
+                reply_to=self._asked[identifier],
+            )
+        ]
+
+
 @contextmanager
 def _task(link: SuperLink, run_id: int) -> Iterator[tuple[Grid, Context]]:
     """Take a run's ServerApp task, and tell the SuperLink how it ended."""
     token = _acquire(link, run_id)
-    grid = HttpGrid(
-        str(link.address), insecure=False, root_certificates=link.certificate, token=token
-    )
+    grid = _Grid(str(link.address), insecure=False, root_certificates=link.certificate, token=token)
     # By itself it tries for ever: a SuperLink that died would hold the round beyond its end.
     grid._retry_invoker.max_time = _PATIENCE_S
     client = grid._runtime_client

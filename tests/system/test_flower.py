@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from flwr.proto.control_pb2 import ListNodesRequest, StartRunRequest
 from flwr.proto.fab_pb2 import Fab
 
+from hostile_supernode import reply_with_no_message
 from server_fixtures import CONSORTIUM, DICTIONARY_TOML
 from sites import make_site, patients, steward
 from synthedge_client import store as site_store
@@ -295,6 +296,14 @@ def test_sites_that_are_away_and_sites_that_are_shut_out_are_told_apart(running:
     del running.consortium._processes["west-flower"]
     found = outcomes(running.discover("--engine", "flower", "--timeout", "30"), code=3)
     assert found == {**OK, "west": ("offline", "its SuperNode gives no sign of life")}
+    with ThreadPoolExecutor() as pool:
+        west, door = running.consortium.folder / "west", f"127.0.0.1:{running.proxy}"
+        sent = pool.submit(reply_with_no_message, west, door)
+        running.wait_online("west")
+        found = outcomes(running.discover("--engine", "flower", "--timeout", "30"))
+        sent.result()
+    unreadable = "its SuperNode answered with error 0: what it sent cannot be read"
+    assert found == {**OK, "west": ("rejected", unreadable)}
     operations.set_site_state(running.folder, "south", "suspended")
     running.consortium.wait_for("the cut", lambda: "south" not in running.nodes(), 20.0)
     found = outcomes(running.discover("--engine", "flower", "--sites", "north"))
