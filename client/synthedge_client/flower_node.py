@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from synthedge_client import outbound, store
 from synthedge_client.site import Site
 from synthedge_core.errors import UsageError
+from synthedge_protocols.errors import IdentityError, MalformedError
 from synthedge_protocols.private_files import MACHINE_COST, read_secret, write_secret
 from synthedge_protocols.v1 import statements_pb2 as pb
 
@@ -24,8 +25,8 @@ def node_key(site: Site) -> ec.EllipticCurvePrivateKey:
 
     Raises
     ------
-    IdentityError
-        If its file is damaged or readable by others.
+    IdentityError, MalformedError
+        If its file is readable by others, or damaged.
     """
     path = site.keys.folder / "flower-node.key"
     if not path.exists():
@@ -35,9 +36,13 @@ def node_key(site: Site) -> ec.EllipticCurvePrivateKey:
             serialization.NoEncryption(),
         )
         write_secret(path, _KIND, made, site.keys.secret, cost=MACHINE_COST)
-    key = serialization.load_der_private_key(
-        read_secret(path, _KIND, site.keys.secret), password=None
-    )
+    try:
+        secret = read_secret(path, _KIND, site.keys.secret)
+    except (IdentityError, MalformedError) as error:
+        raise type(error)(
+            f"{error}; or delete it: 'synthedge site flower run' then makes and announces another"
+        ) from None
+    key = serialization.load_der_private_key(secret, password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)  # noqa: S101 - what was written above
     return key
 

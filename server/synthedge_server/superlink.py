@@ -278,9 +278,10 @@ def _write_proxy_files(folder: CoordinatorFolder) -> None:
     target = folder.flower / "proxy.pem"
     if target.exists() and target.read_bytes() == chain:
         return
+    for left in folder.flower.glob(".*proxy.*"):
+        left.unlink()  # of a start that was killed: it may hold the key
     for name, data in (("proxy.key", load_tls_key(folder).pem()), ("proxy.pem", chain)):
         staged = folder.flower / f".{name}"
-        staged.unlink(missing_ok=True)
         write_private_file(staged, data)
         staged.replace(folder.flower / name)
     log("proxy-files-written", folder=str(folder.flower))

@@ -29,6 +29,7 @@ from synthedge_client.releases import FROZEN, publish
 from synthedge_core.errors import RefusedError, UsageError
 from synthedge_deploy.local_grid import LocalGrid
 from synthedge_protocols.discovery import Engine, Refusal
+from synthedge_protocols.errors import MalformedError
 from synthedge_protocols.flower_app import MESSAGE_TYPE, app, pack, unpack
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
@@ -344,6 +345,17 @@ def test_a_supernode_key_of_another_site_or_of_no_curve_is_refused(
     with consortium.database.connect() as connection:
         (row,) = connection.execute(sa.select(store.flower_nodes)).all()
         assert list(announced_keys(connection)) == ["north"] == [row.site]
+    key_file = north.keys.folder / "flower-node.key"
+    key_file.write_bytes(b"no key")
+    with pytest.raises(MalformedError, match="or delete it"):
+        announce_node(north)
+    key_file.unlink()
+    announce_node(north)
+    consortium.exchange("north")
+    with consortium.database.connect() as connection:
+        (other,) = connection.execute(sa.select(store.flower_nodes)).all()
+    assert (other.site, other.public_key != row.public_key) == ("north", True)
+    row = other
     weak = ec.generate_private_key(ec.SECP256R1()).public_key()
     for public_key in (
         row.public_key,
