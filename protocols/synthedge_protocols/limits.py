@@ -29,6 +29,8 @@ class Limits:
         The smallest size class that a sealed transfer's content is padded to.
     ciphertext_bytes : int
         One sealed transfer. The stream format itself ends at 2**32 chunks.
+    waiting_bytes : int
+        Of all sealed transfers of one donor that lie at the coordinator, or are announced, at a time.
     payload_bytes : int
         One transfer's payload after decompression: it is held in memory.
     digests_compared : int
@@ -83,6 +85,7 @@ class Limits:
     sent_bytes: int = 524_288
     padding_bytes: int = 16_384
     ciphertext_bytes: int = 4 * 1024**3
+    waiting_bytes: int = 8 * 1024**3
     payload_bytes: int = 256 * 1024**2
     digests_compared: int = 4_096
     text_bytes: int = 2_000

@@ -63,6 +63,11 @@ _UNFINISHED: Final = Prepared(
         or_(*(store.transfers.c.state == state.value for state in _EXPIRES_AFTER)),
     )
 )
+_WAITING: Final = Prepared(
+    select(func.coalesce(func.sum(store.uploads.c.ciphertext_bytes), 0).label("n_bytes"))
+    .join(store.transfers, store.transfers.c.transfer_id == store.uploads.c.transfer_id)
+    .where(store.transfers.c.donor == bindparam("of_donor"))
+)
 _OPEN: Final = Prepared(insert(store.transfers))
 _MOVE: Final = Prepared(
     update(store.transfers)
@@ -177,6 +182,12 @@ class Broker:
             raise LimitExceededError(
                 f"the shipment of transfer {short_id(row)} announces {shipment.ciphertext_bytes} bytes; "
                 f"at most {self._limits.ciphertext_bytes} are relayed"
+            )
+        waiting = _WAITING.one(transaction.connection, of_donor=row.donor).n_bytes
+        if waiting + shipment.ciphertext_bytes > self._limits.waiting_bytes:
+            raise LimitExceededError(
+                f"the shipment of transfer {short_id(row)} announces {shipment.ciphertext_bytes} bytes beside "
+                f"{waiting} of site '{row.donor}' that wait; at most {self._limits.waiting_bytes} do"
             )
         if upload_of(transaction.connection, row.transfer_id) is not None:
             raise ReplayError(

@@ -120,7 +120,16 @@ def test_the_document_has_every_error_type_and_limit_as_they_are() -> None:
     kinds = set(re.findall(r"^\| `([a-z-]+)` \| `\w+` \| (?:site|steward)", text, re.MULTILINE))
     assert kinds == set(TYPES)
     limits, section = Limits(), text[text.index("## 15. Limits") : text.index("## 16. ")]
-    for name in ("message", "stranger", "statement", "chunk", "ciphertext", "payload", "text"):
+    for name in (
+        "message",
+        "stranger",
+        "statement",
+        "chunk",
+        "ciphertext",
+        "waiting",
+        "payload",
+        "text",
+    ):
         assert f" {getattr(limits, f'{name}_bytes'):,} bytes" in section, name
     rates = (limits.calls_per_s, limits.calls_burst, limits.statements_per_s, limits.bytes_per_s)
     counts = (

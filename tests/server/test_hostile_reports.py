@@ -19,6 +19,7 @@ from server_fixtures import (
     gap_report,
     new_folder,
     request_of,
+    ship,
 )
 from synthedge_core.grids import NamedGrid
 from synthedge_core.holes import find_holes, hole_profile, population_holes
@@ -185,6 +186,23 @@ async def test_a_site_publishes_only_so_often_under_one_dictionary(
         await hospital.submit(hospital.sign_as_steward(report))
     with pytest.raises(LimitExceededError, match="has published 2 under this dictionary"):
         await hospital.submit(hospital.sign_as_steward(third))
+
+
+async def test_a_donors_sealed_bytes_that_wait_are_bounded(tmp_path: Path) -> None:
+    clock = Clock()
+    consortium = Consortium(new_folder(tmp_path / CONSORTIUM), clock)
+    limits = Limits(waiting_bytes=50_000)
+    async with running(consortium.folder, clock=clock, limits=limits) as started:
+        consortium.listens(started)
+        north, south, west = await consortium.reporting("north", "south", "west")
+        first = await ship(north, south, bytes(30_000))
+        with pytest.raises(LimitExceededError, match="of site 'south' that wait"):
+            await ship(north, south, bytes(30_000))
+        await ship(north, west, bytes(30_000))
+        ending = pb.Ending(transfer_id=first.identifier, state="CANCELLED", reason="enough")
+        await north.submit(north.sign_as_steward(ending))
+        await ship(north, south, bytes(30_000))
+        await consortium.close()
 
 
 async def test_a_site_has_only_so_many_transfers_under_way(tmp_path: Path) -> None:
