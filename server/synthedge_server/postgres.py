@@ -153,10 +153,11 @@ def postgres_engine(url: str, arguments: dict[str, Any]) -> Engine:
     def explain(context: ExceptionContext) -> None:
         nonlocal down_until, told
         error = context.original_exception
-        if isinstance(error, SilentError):
-            down_until = time.monotonic() + _READER_WAITS_S
         if context.is_pre_ping:
-            return  # another connection is made
+            # Another connection is made; but not at once where not even a ping is answered: a statement may be slow.
+            if isinstance(error, SilentError):
+                down_until = time.monotonic() + _READER_WAITS_S
+            return
         if isinstance(error, psycopg.DataError):
             raise MalformedError("a text holds characters that no database keeps") from None
         if isinstance(error, psycopg.errors.InsufficientPrivilege):
