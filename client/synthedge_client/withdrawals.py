@@ -63,6 +63,9 @@ _HAVE_LEFT = (
     State.CANCELLED,
 )
 
+# A peer says how many; a note has room for a quarter of a million, each of which would be written down twice.
+_COPIES_KEPT = 1_000
+
 Sign = Callable[[Site, Message], pb.SignedStatement]
 
 
@@ -341,7 +344,8 @@ def open_report(
 
 
 def report_fields(report: pb.PurgeReport) -> dict[str, Any]:
-    """A report as plain values, for the audit and the terminal."""
+    """A report as plain values, for the audit and the terminal; of very many files only the first."""
+    n_more = max(0, len(report.copies) - _COPIES_KEPT)
     return {
         "rows_purged": report.rows_purged,
         "rows_corrected": report.rows_corrected,
@@ -354,9 +358,9 @@ def report_fields(report: pb.PurgeReport) -> dict[str, Any]:
                 "state": printable(copy.state),
                 "sha256": copy.sha256.hex(),
             }
-            for copy in report.copies
+            for copy in report.copies[:_COPIES_KEPT]
         ],
-    }
+    } | ({"copies_not_kept": n_more} if n_more else {})
 
 
 def _is_known(site: Site, tag: bytes) -> bool:

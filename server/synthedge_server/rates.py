@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from synthedge_protocols.errors import BusyError
+from synthedge_protocols.errors import BusyError, UnavailableError
 from synthedge_protocols.limits import Limits
 from synthedge_server.log import log
 from synthedge_server.tallies import Tallies
@@ -142,6 +142,9 @@ class Admission:
         start = time.perf_counter()
         try:
             yield
+        except UnavailableError:
+            is_read = False  # a database that is away takes long to say so, and is nobody's fault
+            raise
         finally:
             if is_read:
                 self._reads.owe(caller, time.perf_counter() - start)

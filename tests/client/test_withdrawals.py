@@ -26,6 +26,7 @@ from synthedge_client.withdrawal_status import describe_withdrawals
 from synthedge_client.withdrawals import (
     correct_patient,
     missing_patients,
+    report_fields,
     withdraw_patient,
     withdraw_transfer,
 )
@@ -605,3 +606,12 @@ async def test_withdrawn_rows_do_not_come_back_with_a_backup(
 
     assert tokens_at(north) == []
     assert states(identifier, north) == ["REVOKED"]
+
+
+def test_of_very_many_files_a_peer_names_only_the_first_are_kept() -> None:
+    report = pb.PurgeReport(
+        rows_purged=1, copies=[pb.HeldCopy(name=f"{i}\x1b[2J") for i in range(1_003)]
+    )
+    fields = report_fields(report)
+    assert [copy["name"] for copy in fields["copies"]] == [f"{i} [2J" for i in range(1_000)]
+    assert fields["copies_not_kept"] == 3

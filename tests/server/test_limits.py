@@ -28,8 +28,9 @@ from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import coordinator_pb2_grpc as rpc
 from synthedge_server import enrolment
 from synthedge_server.operations import change
-from synthedge_server.rates import Rates, network_of
+from synthedge_server.rates import Admission, Rates, network_of
 from synthedge_server.serve import running
+from synthedge_server.tallies import Tallies
 
 LARGE = wire.DictionaryDocument(digest=bytes(32), toml="x" * 200_000, version=1)
 
@@ -110,6 +111,25 @@ async def test_who_asks_for_what_takes_long_waits_as_long_as_that_cost(tmp_path:
         assert refused
         assert all(isinstance(error, BusyError) for error in refused)
         assert await outcomes(south, 1) == [None]
+
+
+def test_a_database_that_is_away_uses_up_nobodys_time() -> None:
+    now = 0.0
+    many = Rates(per_s=1e6, burst=1e6)
+    reads = Rates(per_s=0.1, burst=1e-9, clock=lambda: now)
+    admission = Admission(many, many, many, reads, Limits(), Tallies())
+
+    def read(error: Exception | None) -> None:
+        with admission.admitted("north", changes=False, is_stream=False):
+            if error is not None:
+                raise error
+
+    for _ in range(3):
+        with pytest.raises(UnavailableError):
+            read(UnavailableError("the database is away"))
+    read(None)
+    with pytest.raises(BusyError, match="asks for what takes too long"):
+        read(None)
 
 
 async def test_a_site_has_so_many_streams_at_once(tmp_path: Path) -> None:
