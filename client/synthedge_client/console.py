@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SCHEMA_VERSION = 1
+EXIT_TIMEOUT = 3
 EXIT_BAD_INPUT = 4
 EXIT_BUG = 5
 # The shell's own convention for a program stopped with Ctrl-C (128 + SIGINT).
@@ -254,6 +255,9 @@ def _other(error: Exception, as_json: bool) -> int:
                 f"run: pip install 'synthedge-federation[{extra}]'"
             )
             return _fail(EXIT_BAD_INPUT, text, as_json)
+    if getattr(getattr(error, "orig", None), "sqlite_errorname", "") == "SQLITE_BUSY":
+        text = "another command, or the agent, writes the site's database all this time; nothing was done, try again"
+        return _fail(EXIT_TIMEOUT, text, as_json)
     frames = traceback.extract_tb(error.__traceback__)
     for frame in frames:
         note(f"  {Path(frame.filename).name}:{frame.lineno} in {frame.name}")

@@ -78,6 +78,8 @@ def copies_of(connection: sa.Connection, tokens: Iterable[bytes]) -> list[pb.Hel
 
 def file_state(path: Path, sha256: bytes) -> str:
     """``there``, ``changed`` since it was written, or ``gone``; a copy elsewhere cannot be seen."""
+    if path.exists() and not path.is_file():
+        return "changed"  # a pipe or a device has no end, and whoever asks may hold the database
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").digest()

@@ -1,4 +1,5 @@
 import json
+import sqlite3
 import subprocess
 import sys
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 import typer
 
 from synthedge_client import console
@@ -78,6 +80,20 @@ def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str]) -
     error = ModuleNotFoundError("No module named 'ctgan'", name="ctgan")
     assert console.run_app(app_that(error), ["work"], program="synthedge") == 4
     assert "synthedge-federation[ctgan]" in capsys.readouterr().err
+
+
+def test_a_database_that_others_write_is_no_bug(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = (sqlite3.connect(tmp_path / "site.db", timeout=0) for _ in range(2))
+    one.execute("BEGIN IMMEDIATE")
+    with pytest.raises(sqlite3.OperationalError) as busy:
+        other.execute("BEGIN IMMEDIATE")
+    error = sa.exc.OperationalError("BEGIN", {}, busy.value)
+    assert console.run_app(app_that(error), ["work"], program="synthedge") == 3
+    assert "try again" in capsys.readouterr().err
+    one.close()
+    other.close()
 
 
 def test_text_is_shown_as_it_is_and_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

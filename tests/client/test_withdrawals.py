@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,9 @@ async def test_a_withdrawn_patients_row_is_purged_and_signed_for(
     fill_site(north, tmp_path / "filled.csv", seed=1)
     export_received(north, tmp_path / "rows.csv")
     (tmp_path / "rows.csv").unlink()
+    export_received(north, tmp_path / "pipe.csv")
+    (tmp_path / "pipe.csv").unlink()
+    os.mkfifo(tmp_path / "pipe.csv")  # reading it would never end, and the agent with it
     token, patient = one_given(south)
 
     done = withdraw_patient(south, patient)
@@ -119,7 +123,12 @@ async def test_a_withdrawn_patients_row_is_purged_and_signed_for(
         assert (entry["state"], entry["overdue"]) == ("PURGED", False)
         assert entry["report"]["rows_purged"] == 1
         copies = [(c["name"], c["kind"], c["rows"], c["state"]) for c in entry["report"]["copies"]]
-        assert copies == [("filled.csv", "fill", 1, "there"), ("rows.csv", "export", 1, "gone")]
+        assert copies == [
+            ("filled.csv", "fill", 1, "there"),
+            ("rows.csv", "export", 1, "gone"),
+            ("pipe.csv", "export", 1, "changed"),
+        ]
+    (tmp_path / "pipe.csv").unlink()
     assert summarise(north)["files_to_delete"] == [
         f"{(tmp_path / 'filled.csv').resolve()} holds withdrawn rows"
     ]
