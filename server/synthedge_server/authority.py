@@ -27,6 +27,7 @@ from synthedge_protocols.certificates import (
 from synthedge_protocols.errors import ProtocolError, UnavailableError
 from synthedge_protocols.keys import TlsKey
 from synthedge_protocols.private_files import read_private_file, write_private_file
+from synthedge_server.certificate_files import read_certificate
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.log import log
 from synthedge_server.settings import read_settings
@@ -134,7 +135,7 @@ def _issue(folder: CoordinatorFolder, arguments: list[str]) -> x509.Certificate:
     """Sign one certificate; the only place that reads the CA's key."""
     settings = read_settings(folder.settings)
     ca_key = TlsKey.load(folder.ca_key, read_private_file(folder.ca_passphrase))
-    ca_certificate = load_certificate(folder.ca_certificate.read_bytes())
+    ca_certificate = read_certificate(folder.ca_certificate)
     now = datetime.now(UTC)
     if arguments == ["server"]:
         key = load_tls_key(folder)

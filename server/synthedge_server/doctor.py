@@ -8,17 +8,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Engine, select
 
-from synthedge_protocols.certificates import load_certificate
 from synthedge_protocols.errors import UnavailableError, VerificationError
 from synthedge_protocols.standing import Standing
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import store
+from synthedge_server.certificate_files import read_certificate
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.ledger import system_clock
 from synthedge_server.operations import reading
 from synthedge_server.overview import list_sites, list_transfers, list_withdrawals, when
+from synthedge_server.relay import spooled
+from synthedge_server.transfer_records import spool_keys
 from synthedge_server.withdrawals import past_retention
 
 _LOW_DISK_BYTES: Final = 1_000_000_000
@@ -63,6 +65,7 @@ def examine(folder: CoordinatorFolder) -> list[Problem]:
             *_keys(connection, system_clock()),
             *_secrets(folder),
             *_disk(folder),
+            *_spool(folder, engine),
             *_database(connection),
             *_people(connection),
         ]
@@ -95,7 +98,11 @@ def _certificates(folder: CoordinatorFolder) -> list[Problem]:
             if path == folder.ca_certificate:
                 found.append(Problem(path.name, "is missing", "restore it from backup"))
             continue
-        left = load_certificate(path.read_bytes()).not_valid_after_utc - datetime.now(UTC)
+        try:
+            left = read_certificate(path).not_valid_after_utc - datetime.now(UTC)
+        except UnavailableError as error:
+            found.append(Problem(path.name, *str(error).split("; ")))
+            continue
         if left < soon:
             ago = left < timedelta(0)
             text = "expired" if ago else f"runs out in {left.days} days"
@@ -160,9 +167,36 @@ def _secrets(folder: CoordinatorFolder) -> list[Problem]:
         folder.database,
     )
     return [
-        Problem(str(path.relative_to(folder.path)), "may be read by others", f"chmod 600 {path}")
-        for path in secret
-        if is_open(path)
+        *(
+            Problem(
+                str(path.relative_to(folder.path)), "may be read by others", f"chmod 600 {path}"
+            )
+            for path in secret
+            if is_open(path)
+        ),
+        *(
+            Problem(path.name, "is missing: 'serve' does not start", "restore it from a backup")
+            for path in secret
+            if path.parent == folder.path and path != folder.database and not path.exists()
+        ),
+    ]
+
+
+def _spool(folder: CoordinatorFolder, engine: Engine) -> list[Problem]:
+    with engine.connect() as connection:
+        missing = spool_keys(connection, complete=True)
+    missing -= spooled(folder.spool) if folder.spool.exists() else set()
+    if missing:
+        # Those that were handed over while the folder was read are on no record any more.
+        with engine.connect() as connection:
+            missing &= spool_keys(connection, complete=True)
+    return [
+        Problem(
+            f"spool/{key.hex()[:12]}",
+            "the sealed bytes of a transfer are missing",
+            "restore them from a backup, or let the recipient 'synthedge site requests cancel' it",
+        )
+        for key in sorted(missing)
     ]
 
 

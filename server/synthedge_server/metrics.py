@@ -17,11 +17,12 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from synthedge_protocols.certificates import CERTIFICATE_DAYS, load_certificate
+from synthedge_protocols.certificates import CERTIFICATE_DAYS
 from synthedge_protocols.errors import ProtocolError
 from synthedge_protocols.lifecycle import State
 from synthedge_protocols.standing import Standing
 from synthedge_server import dictionaries, store
+from synthedge_server.certificate_files import read_certificate
 from synthedge_server.doctor import hpke_keys
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.health import Health
@@ -113,7 +114,7 @@ def _files(folder: CoordinatorFolder) -> Iterator[Metric]:
     )
     yield _gauge("sealed_bytes", "Sealed bytes on disk.", sum(sizes))
     expiry = {
-        name: load_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
+        name: read_certificate(path).not_valid_after_utc.timestamp()
         for name, path in (("ca", folder.ca_certificate), ("server", folder.tls_certificate))
         if path.exists()
     }

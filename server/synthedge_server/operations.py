@@ -12,7 +12,6 @@ from sqlalchemy import Connection, Engine
 
 from synthedge_core.dictionary import parse_dictionary
 from synthedge_core.errors import UsageError
-from synthedge_protocols.certificates import load_certificate
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.names import check_name
 from synthedge_protocols.standing import Standing
@@ -20,6 +19,7 @@ from synthedge_protocols.tokens import EnrolmentToken
 from synthedge_protocols.writer import SNAPSHOT, Writer
 from synthedge_server import authority, dictionaries, store
 from synthedge_server.broker import Broker
+from synthedge_server.certificate_files import read_certificate
 from synthedge_server.divergence import recover, refuse_if_frozen
 from synthedge_server.enrolment import add_token
 from synthedge_server.folder import CoordinatorFolder
@@ -252,7 +252,7 @@ def _new_token(
 ) -> EnrolmentToken:
     from cryptography.hazmat.primitives.serialization import Encoding
 
-    certificate = load_certificate(folder.ca_certificate.read_bytes())
+    certificate = read_certificate(folder.ca_certificate)
     token = EnrolmentToken(
         consortium=consortium,
         site=site,

@@ -9,7 +9,9 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 
+from synthedge_protocols.certificates import pem
 from synthedge_protocols.errors import UnavailableError
+from synthedge_server.certificate_files import read_certificate
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.settings import Address, read_settings
 
@@ -33,14 +35,15 @@ def ping(folder: CoordinatorFolder, *, is_enough_to_answer: bool = False) -> Add
     UsageError
         If the folder is not a coordinator's, or its port is 0.
     UnavailableError
-        If nobody answers in 5 seconds, it is another consortium's coordinator, or it cannot serve now.
+        If nobody answers in 5 seconds, it is another consortium's coordinator, or it cannot serve now; and as
+        `read_certificate`.
     """
     settings = read_settings(folder.settings)
     listen = settings.enrolment_listen
     address = Address(host=_LOOPBACK.get(listen.host, listen.host), port=listen.port)
     channel = grpc.secure_channel(
         str(address),
-        grpc.ssl_channel_credentials(folder.ca_certificate.read_bytes()),
+        grpc.ssl_channel_credentials(pem(read_certificate(folder.ca_certificate))),
         # Names are those that sites dial; here it is dialled where it listens.
         options=[("grpc.ssl_target_name_override", settings.names[0])],
     )

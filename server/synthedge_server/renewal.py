@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import Connection, Row, select, update
 
-from synthedge_protocols.certificates import is_past_half_life, load_certificate, pem, requested_key
+from synthedge_protocols.certificates import is_past_half_life, pem, requested_key
 from synthedge_protocols.errors import (
     IdentityError,
     PolicyError,
@@ -33,6 +33,7 @@ from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import store
 from synthedge_server.authority import certify_server, certify_site, load_tls_key
+from synthedge_server.certificate_files import read_certificate
 from synthedge_server.enrolment import tls_key_digest
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.intake import Intake
@@ -157,7 +158,7 @@ class ServerCertificate:
         self._settings = settings
         self._clock = clock
         self._key = load_tls_key(folder).pem()
-        self._ca = folder.ca_certificate.read_bytes()
+        self._ca = pem(read_certificate(folder.ca_certificate))
         self._certificate = self._stored() or self._issue()
         self._try_after = 0.0
 
@@ -219,7 +220,7 @@ class ServerCertificate:
     def _stored(self) -> x509.Certificate | None:
         if not self._folder.tls_certificate.exists():
             return None
-        certificate = load_certificate(self._folder.tls_certificate.read_bytes())
+        certificate = read_certificate(self._folder.tls_certificate)
         return certificate if self._is_good(certificate) else None
 
     def _is_good(self, certificate: x509.Certificate) -> bool:

@@ -19,7 +19,6 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 from sqlalchemy import func, select
 
-from synthedge_protocols.certificates import load_certificate
 from synthedge_protocols.errors import IdentityError, UnavailableError
 from synthedge_protocols.limits import Limits
 from synthedge_protocols.v1 import coordinator_pb2 as wire
@@ -29,6 +28,7 @@ from synthedge_server import dictionaries, store
 from synthedge_server.boundary import Boundary
 from synthedge_server.broker import Broker
 from synthedge_server.callers import Callers, Context
+from synthedge_server.certificate_files import read_certificate
 from synthedge_server.enrolment import Enrolment
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.intake import Intake
@@ -328,7 +328,7 @@ async def _start(
 ) -> Coordinator:
     registries = Registries()
     broker = Broker(registries, limits)
-    ca_certificate = load_certificate(folder.ca_certificate.read_bytes())
+    ca_certificate = read_certificate(folder.ca_certificate)
     certificate = ServerCertificate(folder, settings, ledger.clock)
     callers = Callers(settings.consortium, ca_certificate, ledger)
     log_key = load_log_key(folder)

@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import func, select
 
 from synthedge_core.dictionary import parse_dictionary
-from synthedge_protocols.certificates import load_certificate
 from synthedge_server import dictionaries, store
+from synthedge_server.certificate_files import read_certificate
 from synthedge_server.doctor import running_out
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.ledger import system_clock
@@ -110,7 +110,7 @@ def read_status(folder: CoordinatorFolder, now_ms: int | None = None) -> dict[st
     }
     for name, path in (("ca", folder.ca_certificate), ("server", folder.tls_certificate)):
         if path.exists():
-            expires = load_certificate(path.read_bytes()).not_valid_after_utc.astimezone(UTC)
+            expires = read_certificate(path).not_valid_after_utc.astimezone(UTC)
             data[f"{name}_certificate_expires"] = _date(expires)
     return data
 

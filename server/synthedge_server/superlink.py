@@ -148,7 +148,10 @@ def serve_superlink(folder: CoordinatorFolder, announce: Callable[[Address], Non
     """
     address = read_settings(folder.settings).flower_listen
     home = folder.flower
-    home.mkdir(mode=0o700, exist_ok=True)
+    try:
+        home.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"folder {home} cannot be made: {error.strerror}") from None
     with held(home / "serve.lock", f"a SuperLink runs on {folder.path} already; stop it first"):
         _refuse_taken(address)
         _serve(folder, home, address, announce)

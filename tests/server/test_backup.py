@@ -29,6 +29,7 @@ from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_protocols.v1 import statements_pb2 as pb
 from synthedge_server import archive, store
 from synthedge_server.backup import back_up
+from synthedge_server.doctor import examine
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.operations import change, reading, rows
 from synthedge_server.relay import spool_key
@@ -103,6 +104,12 @@ async def test_a_backup_taken_while_it_runs_holds_one_moment_with_its_sealed_byt
     assert files(new) == files(coordinator.folder)
     for name in ("ca/ca.key", "tls.key", "log.passphrase"):
         assert (new.path / name).stat().st_mode & 0o777 == 0o600
+    # Those of an upload that is not complete are no loss: the donor goes on.
+    for sealed in new.spool.iterdir():
+        sealed.unlink()
+    lost = spool_key(done.identifier, done.sealed.ciphertext_digest).hex()[:12]
+    found = [p.subject for p in examine(new) if "sealed bytes of a transfer are missing" in p.what]
+    assert found == [f"spool/{lost}"]
 
 
 @pytest.mark.slow

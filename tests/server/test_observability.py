@@ -32,13 +32,14 @@ from server_fixtures import (
     ship,
 )
 from synthedge_core.errors import UsageError
-from synthedge_protocols.errors import LifecycleError
+from synthedge_protocols.errors import LifecycleError, UnavailableError
 from synthedge_protocols.lifecycle import State
 from synthedge_protocols.standing import Standing
 from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_server import doctor, health
 from synthedge_server.ledger import system_clock
 from synthedge_server.log import LOGGER, JsonLines
+from synthedge_server.ping import ping
 from synthedge_server.serve import Coordinator, running
 from synthedge_server.settings import Address, parse_settings, read_settings
 from synthedge_server.status import read_status
@@ -223,6 +224,19 @@ async def test_what_runs_out_stands_in_the_log_and_in_doctor(
     found = {problem.what for problem in doctor.examine(consortium.folder)}
     assert any("sealing key runs out" in what for what in found)
     assert any("does not answer" in what for what in found)
+    kept = consortium.folder.ca_certificate.read_bytes()
+    for damage in (lambda path: path.write_bytes(b"?"), Path.unlink):
+        damage(consortium.folder.ca_certificate)
+        answers = {problem.subject: problem for problem in doctor.examine(consortium.folder)}
+        assert "restore it from a backup" in answers["ca.pem"].next_step
+        with pytest.raises(UnavailableError, match=r"ca\.pem .*; restore it from a backup"):
+            ping(consortium.folder)
+    consortium.folder.ca_certificate.write_bytes(kept)
+    kept = consortium.folder.log_key.read_bytes()
+    consortium.folder.log_key.unlink()
+    assert "log.key" in {problem.subject for problem in doctor.examine(consortium.folder)}
+    consortium.folder.log_key.write_bytes(kept)
+    consortium.folder.log_key.chmod(0o600)
     warnings = read_status(consortium.folder)["warnings"]
     assert any(warning.startswith("site north: its sealing key") for warning in warnings)
     async with running(consortium.folder):
