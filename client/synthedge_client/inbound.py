@@ -145,6 +145,9 @@ def _apply(site: Site, connection: sa.Connection, message: wire.InboxMessage) ->
     elif kind == "shipment":
         transfer = get_transfer(connection, message.shipment.transfer_id)
         _require_role(transfer, "recipient", "a notice of a shipment")
+        if transfer.state is State.CANCELLED:
+            _note_late(connection, transfer, Event.RELAY, "coordinator")
+            return
         move(connection, transfer, Event.RELAY, Party.DONOR, "coordinator")
     elif kind == "standing":
         told = message.standing
@@ -254,6 +257,9 @@ def _apply_statement(site: Site, connection: sa.Connection, signed: pb.SignedSta
                 "an approval names another request than the one this site signed"
             )
         require_authority(verified, transfer.request)
+        if transfer.state is State.CANCELLED:
+            _note_late(connection, transfer, Event.APPROVE, who)
+            return
         approval = signed.SerializeToString()
         move(connection, transfer, Event.APPROVE, Party.DONOR, who, approval=approval)
     elif isinstance(body, pb.Ending):
@@ -353,10 +359,7 @@ def _end(
     connection: sa.Connection, transfer: Transfer, event: Event, reason: str, actor: Party, who: str
 ) -> None:
     if is_final(transfer.state) and not _replaces(transfer, event, actor):
-        # Told twice.
-        store.record(
-            connection, "transfer had ended", who, transfer_id=transfer.id.hex(), event=event.value
-        )
+        _note_late(connection, transfer, event, who)  # told twice
         return
     reason = printable(reason[: LIMITS.text_bytes])
     move(connection, transfer, event, actor, who, reason=reason, payload=None)
@@ -364,6 +367,13 @@ def _end(
         delete_samples(connection, transfer)
     elif transfer.state in _NOTHING_LEFT:
         forget_selection(connection, transfer)
+
+
+def _note_late(connection: sa.Connection, transfer: Transfer, event: Event, who: str) -> None:
+    """Put on record what was on its way when the transfer ended; it changes nothing and is nobody's fault."""
+    store.record(
+        connection, "transfer had ended", who, transfer_id=transfer.id.hex(), event=event.value
+    )
 
 
 def _replaces(transfer: Transfer, event: Event, actor: Party) -> bool:

@@ -1,6 +1,7 @@
 """The agent against a real coordinator: transfers from end to end, interrupted, refused, stuck, and ended."""
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from synthedge_client import agent, delivery, outbound, shipping, store
 from synthedge_client.agent import Agent, Attempts, run_forever
 from synthedge_client.asking import request
 from synthedge_client.audit import collect
+from synthedge_client.cancelling import cancel
 from synthedge_client.connection import Connection
 from synthedge_client.donating import approve, decline, prepare
 from synthedge_client.enrolment import enrol_site
@@ -240,6 +242,25 @@ async def test_a_refused_approval_goes_back_to_the_steward(
     give(south, identifier)
     await exchange(south, north)
     assert states(identifier, north) == ["ACTIVE"]
+
+
+async def test_rows_on_their_way_when_the_recipient_cancels_are_no_fault_of_the_donor(
+    pair: Pair,
+) -> None:
+    north, south = pair
+    identifier = ask(north)
+    await exchange(north, south)
+    give(south, identifier)
+    await exchange(south)
+    cancel(north, transfer_at(north, identifier), steward(), "found others")
+
+    await exchange(north, south)
+
+    assert states(identifier, north, south) == ["CANCELLED", "CANCELLED"]
+    # The approval, and that the rows wait.
+    late = events(north, "transfer had ended")
+    assert [json.loads(details)["event"] for details in late] == ["approve", "relay"]
+    assert collect(north).refused_messages == []
 
 
 async def test_rows_whose_receipt_is_refused_are_deleted(

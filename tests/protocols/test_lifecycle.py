@@ -153,6 +153,9 @@ class Consortium:
 
     def receive(self, party: Party) -> None:
         event, actor = self.inbox[party].popleft()
+        # On its way when the recipient called the transfer off: noted, and no more.
+        if self.records[party] is State.CANCELLED and event in (Event.APPROVE, Event.RELAY):
+            return
         concerns = any(
             r.event is event and r.actor is actor and party in r.where for r in TRANSITIONS
         )
