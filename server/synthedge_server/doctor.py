@@ -96,7 +96,7 @@ def _certificates(folder: CoordinatorFolder) -> list[Problem]:
     ):
         if not path.exists():
             if path == folder.ca_certificate:
-                found.append(Problem(path.name, "is missing", "restore it from backup"))
+                found.append(Problem(path.name, "is missing", "restore it from a backup"))
             continue
         try:
             left = read_certificate(path).not_valid_after_utc - datetime.now(UTC)
