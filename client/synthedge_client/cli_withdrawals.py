@@ -264,11 +264,12 @@ def _stand(
     with open_site(dir) as site:
         key = ask_steward(site, steward, passphrase_file)
         result = change_standing(site, action, key, reason)
+    stands = "has left" if action == "leave" else f"is {result['standing']}"
     emit(
         result,
         as_json=json,
         render=lines(
-            f"This site is {result['standing']} as soon as its agent has said so.",
+            f"This site {stands} as soon as its agent has said so.",
             f"It holds rows of: {_counts(result['holds_rows_of'])}.",
             f"Its rows are at: {_counts(result['rows_held_by'])}.",
         ),

@@ -31,6 +31,7 @@ from synthedge_client.dictionaries import require_accepted
 from synthedge_client.protection import Figures, guarantees
 from synthedge_client.site import Site
 from synthedge_client.site_table import load_site_table
+from synthedge_client.standing import require_taking_part
 from synthedge_client.stewards import Steward
 from synthedge_core.errors import DisclosureRefusedError
 from synthedge_protocols.v1 import statements_pb2 as pb
@@ -118,11 +119,12 @@ def publish(site: Site, steward: Steward) -> dict[str, Any]:
     DisclosureRefusedError
         If the ledger is frozen, the budget does not allow another release, or no report can be protected.
     RefusedError
-        If a newer dictionary waits for a steward.
+        If this site paused or left, or a newer dictionary waits for a steward.
     TableError
         If the site's table cannot be used.
     """
     with site.store.read() as connection:
+        require_taking_part(connection)
         require_accepted(connection)
     counts, disclosure = _present(site)
     with site.store.read() as connection:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from synthedge_client.consent import Consents
+from synthedge_client.consent import ACTIVE, Consents
 from synthedge_client.consent_register import load_register
 from synthedge_client.settings import ColumnSettings, SiteSettings
 from synthedge_client.table_problems import (
@@ -236,6 +236,9 @@ def _consents(
         codes = _codes(own, settings.consent, "consent", problems)
         if codes is None or patient_ids is None:
             return None
+        if not any(code.strip().lower() == ACTIVE for code in codes):
+            found = f"no row says '{ACTIVE}', so no patient consents to anything and nothing can be given"
+            problems.append(Problem(f"column '{settings.consent}'", found, None, False))
         return Consents.from_column(codes, patient_ids)
     try:
         register = load_register(settings.consent_register)

@@ -16,7 +16,7 @@ def own_standing(connection: sa.Connection) -> Standing:
 
 
 def require_taking_part(connection: sa.Connection) -> None:
-    """Refuse to ask for rows or give them while this site pauses, or after it left.
+    """Refuse to publish, ask for rows or give them while this site pauses, or after it left.
 
     Raises
     ------
@@ -26,7 +26,9 @@ def require_taking_part(connection: sa.Connection) -> None:
     standing = own_standing(connection)
     if standing is not Standing.ACTIVE:
         hint = "; run 'synthedge site resume'" if standing is Standing.PAUSED else ""
-        raise RefusedError(f"this site is {standing}: it asks for nothing and gives nothing{hint}")
+        raise RefusedError(
+            f"this site is {standing}: it publishes, asks for and gives nothing{hint}"
+        )
 
 
 def peer_stands(connection: sa.Connection, peer: str, standing: str, reason: str, who: str) -> None:

@@ -56,6 +56,10 @@ def run(app: typer.Typer, program: str) -> int:
         return _fail(_BAD_INPUT, refused.format_message(), as_json)
     except (KeyboardInterrupt, click.exceptions.Abort):
         return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nobody is left to tell.
+        sys.stderr.close()
+        return 0
     except SynthEdgeError as refused:
         return _fail(refused.exit_code, str(refused), as_json)
     except Exception as error:  # noqa: BLE001 - the boundary itself
@@ -69,6 +73,12 @@ def _other(error: Exception) -> tuple[int, str]:
 
     if isinstance(error, ProtocolError):
         return error.exit_code, str(error)
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "synthedge").startswith(
+        "synthedge"
+    ):
+        return _BAD_INPUT, (
+            f"this command needs the package '{error.name}'; run: pip install 'synthedge-federation[coordinator]'"
+        )
     frames = traceback.extract_tb(error.__traceback__)
     for frame in frames:
         _line(sys.stderr, f"  {Path(frame.filename).name}:{frame.lineno} in {frame.name}")

@@ -21,6 +21,7 @@ from synthedge_client.enrolment import enrol_site
 from synthedge_client.leaving import change_standing
 from synthedge_client.received import load_with_tokens
 from synthedge_client.recovery import forget_peer
+from synthedge_client.releases import publish
 from synthedge_client.site import Site, create_site, open_site
 from synthedge_client.status import summarise
 from synthedge_client.stewards import add_steward
@@ -151,6 +152,8 @@ async def test_a_site_that_leaves_is_told_what_it_owes_and_its_peers_hear_why(pa
     assert north.list_peers()[0]["problem"] == "paused: audit of our consents"
     with pytest.raises(RefusedError, match=r"this site is paused.*'synthedge site resume'"):
         ask(south, "north")
+    with pytest.raises(RefusedError, match=r"this site is paused.*'synthedge site resume'"):
+        publish(south, steward())
     with pytest.raises(RefusedError, match="this site is paused already"):
         change_standing(south, "suspend", steward(), "again")
     change_standing(south, "resume", steward(), "audit over")

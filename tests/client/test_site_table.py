@@ -101,6 +101,10 @@ def test_only_an_exact_active_is_a_consent(tmp_path: Path) -> None:
     table = mapped(tmp_path, rows)
 
     assert table.consents.to("DUO:0000007").tolist() == [True, True] + [False] * (len(rows) - 2)
+    rows["consent"] = "yes"
+    (tmp_path / "other").mkdir()
+    _, problems = examine(tmp_path / "other", rows)
+    assert any("no row says 'active'" in p.found for p in problems)
 
 
 def test_every_problem_is_listed_at_once_and_none_names_a_value(tmp_path: Path) -> None:

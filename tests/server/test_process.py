@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -236,6 +237,27 @@ def test_a_folder_named_before_the_subcommand_is_not_passed_over(
     monkeypatch.setattr(sys, "argv", line)
     assert run(app, "synthedge-coordinator") == 4
     assert f"stand behind '{command}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (ModuleNotFoundError("grpc_health", name="grpc_health"), 4, "federation[coordinator]"),
+        (ModuleNotFoundError("synthedge_core.x", name="synthedge_core.x"), 5, "this is a bug"),
+        (UnavailableError("no"), 2, "error: no"),
+    ],
+)
+def test_an_installation_without_the_extra_is_no_bug(
+    raised: Exception,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("synthedge_server.status.read_status", Mock(side_effect=raised))
+    monkeypatch.setattr(sys, "argv", ["synthedge-coordinator", "status"])
+    assert run(app, "synthedge-coordinator") == code
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("look", [read_status, examine, verify_log])
