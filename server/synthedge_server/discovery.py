@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
+from synthedge_core.errors import RefusedError
 from synthedge_protocols.discovery import Engine
 from synthedge_protocols.errors import UnavailableError
 from synthedge_protocols.flower_app import prepare_flower
@@ -11,7 +13,9 @@ from synthedge_protocols.v1 import coordinator_pb2 as wire
 from synthedge_server import operations
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.ledger import system_clock
+from synthedge_server.locks import alone
 from synthedge_server.rounds import Outcome, close_round, n_waiting, open_round
+from synthedge_server.settings import read_settings
 
 _POLL_S: Final = 0.2
 # What an engine knows of sites whose answer did not come.
@@ -33,10 +37,12 @@ def run_round(
     UsageError, RefusedError
         As `open_round`; also if another Flower round runs.
     UnavailableError
-        If Flower's SuperLink does not run, or went away: whoever answered before stays answered.
+        If nothing serves the folder, or Flower's SuperLink does not run or went away: whoever answered before stays
+        answered.
     """
     operations.current_dictionary(folder)  # says so if this is no coordinator's folder
     if engine == "channel":
+        _refuse_unserved(folder)
         return _run(folder, engine, sites, timeout_s, lambda asked: _wait(folder, asked))
     prepare_flower()
     from synthedge_server import flower_run
@@ -67,6 +73,15 @@ def _run(
         "dictionary": asked.dictionary_digest.hex(),
         "sites": found,
     }
+
+
+def _refuse_unserved(folder: CoordinatorFolder) -> None:
+    """Answers over the channel reach `serve` and nobody else; on PostgreSQL it may run on another machine."""
+    if read_settings(folder.settings).database is None:
+        with suppress(RefusedError), alone(folder):
+            raise UnavailableError(
+                f"no coordinator runs on {folder.path}, so no site can answer; start 'synthedge-coordinator serve'"
+            )
 
 
 def _wait(folder: CoordinatorFolder, asked: wire.DiscoveryRound) -> _Unreached:

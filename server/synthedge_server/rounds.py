@@ -66,7 +66,7 @@ def open_round(
     Raises
     ------
     UsageError
-        If no such site is enrolled, or the time is none.
+        If no site is named or no such site enrolled, or the time is none.
     RefusedError
         If a named site cannot be asked as it stands, or there is nobody to ask.
     """
@@ -117,6 +117,8 @@ def _whom(connection: Connection, sites: Iterable[str] | None) -> list[str]:
     names = [site for site, standing in standings.items() if standing in ASKED]
     if sites is not None:
         names = list(dict.fromkeys(sites))
+        if not names:
+            raise UsageError("no site was named; without --sites every site is asked")
         for site in names:
             if site not in standings:
                 raise UsageError(f"no site '{site}' is enrolled; see 'synthedge-coordinator sites'")

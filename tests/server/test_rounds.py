@@ -1,6 +1,7 @@
 """Rounds of discovery at a real coordinator, over the sites' own connections, hostile answers included."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -16,6 +17,7 @@ from server_fixtures import (
     counts_of_site,
     eventually,
     gap_report,
+    new_folder,
 )
 from synthedge_core.errors import UsageError
 from synthedge_protocols.errors import MalformedError, PolicyError, UnavailableError
@@ -126,6 +128,21 @@ async def test_a_flower_round_without_a_superlink_says_how_to_start_one_and_open
     with pytest.raises(UnavailableError, match="run 'synthedge-coordinator flower serve'"):
         await asyncio.to_thread(run_round, coordinator.folder, "flower", None, 5.0)
     assert operations.rows(coordinator.folder, select(store.rounds)) == []
+
+
+def test_a_round_that_no_coordinator_would_hear_the_answers_of_is_not_opened(
+    tmp_path: Path,
+) -> None:
+    folder = new_folder(tmp_path / "coordinator")
+    with pytest.raises(UnavailableError, match="start 'synthedge-coordinator serve'"):
+        run_round(folder, "channel", None, 5.0)
+    assert operations.rows(folder, select(store.rounds)) == []
+
+
+async def test_no_site_is_not_every_site(coordinator: Consortium) -> None:
+    await coordinator.enrol("north")
+    with pytest.raises(UsageError, match="no site was named"):
+        await asyncio.to_thread(run_round, coordinator.folder, "channel", [], 5.0)
 
 
 async def test_a_round_lasts_more_than_no_time_and_at_most_a_day(coordinator: Consortium) -> None:
