@@ -30,7 +30,7 @@ from synthedge_client.enrolment import enrol_site
 from synthedge_client.releases import publish
 from synthedge_client.site import Site, open_site
 from synthedge_protocols.writer import sqlite_engine
-from synthedge_server import operations, serve, telling
+from synthedge_server import health, operations, serve, telling
 from synthedge_server import store as server_store
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.operations import create_coordinator
@@ -271,6 +271,8 @@ class MemoryConsortium:
             (server_store, "sqlite_engine", self._engine),
             # The housekeeping is a step of the test's, and tells whenever it is due.
             (serve.Coordinator, "_keep_house", lambda _: asyncio.Event().wait()),
+            # So that every commit is one of these steps'.
+            (health.Health, "watch", lambda _, tell: asyncio.Event().wait()),
             (telling, "PAUSE_FACTOR", 0.0),
             (operations, "system_clock", self.clock),
             (store, "now_ms", self.clock),
