@@ -86,6 +86,8 @@ async def test_every_page_shows_what_the_command_line_shows_and_nothing_can_be_c
         row["site"]: row["reported"] for row in [min(listed, key=lambda row: str(row["reported"]))]
     }
     assert set(status["invited_until"]) == {"another"}
+    overview = (await asking.get("/")).text
+    assert f"another: {status['invited_until']['another']}" in overview
     sites = (await asking.get("/sites")).text
     assert all(row["site"] in sites and row["fingerprint"] in sites for row in listed)
     await asking.post("/logout")
