@@ -3,9 +3,9 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
@@ -16,6 +16,9 @@ from synthedge_client.site_table import SiteTable
 from synthedge_client.transfers import Transfer
 from synthedge_client.withdrawn import withdrawn_tokens
 from synthedge_protocols.lifecycle import State
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ def received_values(
     -------
     ndarray of shape (n_rows, n_features)
     """
+    import pandas as pd
+
     rows = transaction.execute(sa.select(store.received.c.token, store.received.c.sample)).all()
     if not rows:
         return np.empty((0, table.values.shape[1]))
@@ -165,7 +170,7 @@ def delete_samples(
     return len(gone)
 
 
-def load_samples(site: Site) -> pd.DataFrame:
+def load_samples(site: Site) -> "pd.DataFrame":
     """All received samples that are active, in the site's own columns, units and codes, in the order they came.
 
     Returns
@@ -176,8 +181,10 @@ def load_samples(site: Site) -> pd.DataFrame:
     return load_with_tokens(site)[0]
 
 
-def load_with_tokens(site: Site) -> tuple[pd.DataFrame, list[bytes]]:
+def load_with_tokens(site: Site) -> "tuple[pd.DataFrame, list[bytes]]":
     """The same with the rows' tokens, in the same order."""
+    import pandas as pd
+
     with site.store.read() as transaction:
         rows = transaction.execute(
             sa.select(store.received.c.token, store.received.c.sample, store.transfers.c.peer)

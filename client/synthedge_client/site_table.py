@@ -8,9 +8,9 @@ Rules
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from synthedge_client.consent import ACTIVE, Consents
@@ -31,6 +31,10 @@ from synthedge_client.units import unit_conversion
 from synthedge_core.dictionary import Dictionary, Feature
 from synthedge_core.errors import TableError
 from synthedge_core.rescale import AffineUnit, Cell, ColumnMap, LevelMap
+
+if TYPE_CHECKING:
+    # A third of the time and memory that an agent starts with, which may never have to look at the table.
+    import pandas as pd
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -58,7 +62,7 @@ class SiteTable:
         Where and how the site writes a positive label.
     """
 
-    own: pd.DataFrame
+    own: "pd.DataFrame"
     values: FloatArray
     positive: BoolArray
     patient_ids: list[str]
@@ -72,9 +76,11 @@ class SiteTable:
     @cached_property
     def first_row_of_patient(self) -> BoolArray:
         """Marks one row a patient: counts and transfers are about patients."""
+        import pandas as pd
+
         return ~pd.Series(self.patient_ids).duplicated().to_numpy()
 
-    def to_own_rows(self, values: FloatArray) -> pd.DataFrame:
+    def to_own_rows(self, values: FloatArray) -> "pd.DataFrame":
         """Rows of positives in the site's own columns, units and codes.
 
         Parameters
@@ -87,6 +93,8 @@ class SiteTable:
         DataFrame
             The mapped columns and the label; numbers as the site's type of column holds them.
         """
+        import pandas as pd
+
         columns: dict[str, list[Cell]] = {}
         for column_map in self.maps:
             cells = column_map.to_own(values[:, self.dictionary.index(column_map.feature)]).tolist()
@@ -96,7 +104,7 @@ class SiteTable:
         columns[self.label_column] = [self.positive_code] * len(values)
         return pd.DataFrame(columns)
 
-    def from_own_rows(self, rows: pd.DataFrame) -> FloatArray:
+    def from_own_rows(self, rows: "pd.DataFrame") -> FloatArray:
         """Rows in the site's own columns, units and codes, back in dictionary units.
 
         Parameters
@@ -218,7 +226,9 @@ def examine_site_table(
     return table, problems + repeated_rows(table.values, table.positive, table.patient_ids)
 
 
-def _codes(own: pd.DataFrame, column: str, what: str, problems: list[Problem]) -> list[str] | None:
+def _codes(
+    own: "pd.DataFrame", column: str, what: str, problems: list[Problem]
+) -> list[str] | None:
     if column in own.columns:
         return [_code(cell) for cell in _cells(own[column])]
     found = f"the table has no such column for the {what}; correct site.toml"
@@ -227,7 +237,7 @@ def _codes(own: pd.DataFrame, column: str, what: str, problems: list[Problem]) -
 
 
 def _consents(
-    own: pd.DataFrame,
+    own: "pd.DataFrame",
     patient_ids: list[str] | None,
     settings: SiteSettings,
     problems: list[Problem],
@@ -255,7 +265,7 @@ def _consents(
     return Consents.from_register(register, patient_ids)
 
 
-def _column_map(feature: Feature, column: ColumnSettings, own: pd.DataFrame) -> ColumnMap:
+def _column_map(feature: Feature, column: ColumnSettings, own: "pd.DataFrame") -> ColumnMap:
     name = column.column or feature.name
     if name not in own.columns:
         raise TableError(
@@ -286,8 +296,10 @@ def _column_map(feature: Feature, column: ColumnSettings, own: pd.DataFrame) -> 
     )
 
 
-def _cells(column: pd.Series) -> list[Cell]:
+def _cells(column: "pd.Series") -> list[Cell]:
     """A column's cells: text, numbers, None where empty."""
+    import pandas as pd
+
     return [None if pd.isna(cell) else _plain(cell) for cell in column.tolist()]
 
 
