@@ -68,6 +68,7 @@ def fill(
         missing=missing,
         constraint=constraint,
     )
+    lt.check_output(arguments, output)
     synthedge = lt.open_table(arguments)
     settings: dict[str, Any] = {}
     if engine != "ctgan" and (steps is not None or models is not None):

@@ -107,6 +107,7 @@ def rebalance(
         return
     if output is None:
         raise UsageError("--output is missing: name the file to write, or give --dry-run")
+    lt.check_output(arguments, output, report)
     started = time.perf_counter()
     with (
         lt.progress_of(f"{strategy} with {engine}") as show,

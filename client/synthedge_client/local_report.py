@@ -45,6 +45,7 @@ def report(
         missing=missing,
         constraint=constraint,
     )
+    lt.check_output(arguments, output)
     synthedge = lt.open_table(arguments)
     from synthedge_client.report_html import write_report
     from synthedge_core.errors import RefusedError

@@ -171,6 +171,20 @@ def _missing_codes(pairs: Sequence[str]) -> dict[str, list[str]]:
     return codes
 
 
+def check_output(arguments: TableArguments, *outputs: Path | None) -> None:
+    """Refuse to write over the table that is read.
+
+    Raises
+    ------
+    UsageError
+        If an output is that file.
+    """
+    table = Path(arguments.data)
+    for output in outputs:
+        if output is not None and output.exists() and table.exists() and output.samefile(table):
+            raise UsageError(f"'{output}' is the table itself; name another file")
+
+
 def write_table(table: "pd.DataFrame", path: Path) -> None:
     """Write a table as CSV, gzipped CSV or Parquet, by the file's ending.
 

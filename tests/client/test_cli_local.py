@@ -78,6 +78,11 @@ def test_fill_writes_parquet_with_the_table_s_types(
     code, _ = run(capsys, "fill", data, "--target", "progressed", "--output", output)
     assert code == 0
     assert pd.read_parquet(output)["age"].dtype == np.int64
+    before = data.read_bytes()
+    for command in ("fill", "report", "rebalance"):
+        code, refused = run(capsys, command, data, "--target", "progressed", "--output", data)
+        assert (code, "is the table itself" in refused["message"]) == (4, True)
+    assert data.read_bytes() == before
     code, refused = run(capsys, "fill", data, "--target", "progressed", "--output", "x.doc")
     assert code == 4
     assert "no known ending" in refused["message"]
