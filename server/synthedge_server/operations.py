@@ -74,8 +74,8 @@ def create_coordinator(
     Raises
     ------
     UsageError
-        If the database holds something already, or a host is neither a name nor an address; and as
-        `CoordinatorFolder.being_made`.
+        If the database holds something already, a host is neither a name nor an address, or it listens everywhere and
+        nothing says what sites dial; and as `CoordinatorFolder.being_made`.
     UnavailableError
         If the database cannot be reached; and as `CoordinatorFolder.being_made`.
     DictionaryError
@@ -268,7 +268,15 @@ def _new_token(
 
 def _reachable(host: str) -> str:
     """Name sites can dial: "all interfaces" is no address to put into a certificate."""
-    return socket.getfqdn() if host in ("0.0.0.0", "::") else host  # noqa: S104
+    if host not in ("0.0.0.0", "::"):  # noqa: S104
+        return host
+    name = socket.getfqdn()
+    if name.startswith("localhost"):
+        raise UsageError(
+            f"{host} is every address of this machine, which knows itself only as '{name}'; name with --host what "
+            "sites dial"
+        )
+    return name
 
 
 def read_dictionary_file(path: Path) -> str:

@@ -38,6 +38,7 @@ from synthedge_server.console_server import serve_console
 from synthedge_server.doctor import examine
 from synthedge_server.folder import CoordinatorFolder
 from synthedge_server.locks import alone
+from synthedge_server.operations import create_coordinator
 from synthedge_server.settings import Address, Settings, parse_settings, settings_toml
 from synthedge_server.status import read_status
 
@@ -181,13 +182,25 @@ def test_private_files_are_readable_by_their_owner_only(consortium: Consortium) 
         assert path.stat().st_mode & 0o077 == 0
 
 
-def test_sites_are_told_the_name_that_init_was_given(tmp_path: Path) -> None:
+def test_sites_are_told_the_name_that_init_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, dictionary = tmp_path / "coordinator", tmp_path / "consortium.toml"
     dictionary.write_text(DICTIONARY_TOML)
     arguments = [str(folder), "--name=test", f"--dictionary={dictionary}", "--listen=0.0.0.0:7443"]
 
     refused = coordinator_command("init", *arguments, "--host=no host", code=4)
     assert "'no host' is neither a host name nor an IP address" in refused
+    monkeypatch.setattr("socket.getfqdn", lambda: "localhost")
+    everywhere = Address(host="0.0.0.0", port=7443)  # noqa: S104
+    with pytest.raises(UsageError, match="name with --host what sites dial"):
+        create_coordinator(
+            CoordinatorFolder(folder),
+            name="test",
+            dictionary_toml=DICTIONARY_TOML,
+            listen=everywhere,
+            enrolment_listen=everywhere,
+        )
     assert not folder.exists()
     coordinator_command("init", *arguments, "--host=coordinator.example.org", "--host=10.0.0.7")
 
