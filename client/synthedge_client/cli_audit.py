@@ -148,11 +148,13 @@ def audit_disclosures(
 
     with open_site(dir) as site:
         found = disclosures(site, patient)
+    # An id that nobody has is answered like one of whom nothing left: the ledger finds patients by their id alone.
+    whose = "" if patient is None else " of the patient with exactly this id (check its spelling)"
     emit(
         found,
         as_json=json,
         render=table(
-            "Disclosures",
+            f"Disclosures{whose}",
             ["date", "recipient", "description", "purpose", "state", "withdrawn"],
             [
                 [

@@ -161,6 +161,11 @@ def test_bad_arguments_are_told_in_one_sentence(
     assert (got, said in err) == (code, True), err
 
 
+def test_an_account_of_nobody_asks_for_the_spelling(folder: Path, run: Run) -> None:
+    code, out, _ = run("audit", "disclosures", "--patient", "n0body", "--dir", folder)
+    assert (code, "check its spelling): none" in out) == (0, True)
+
+
 def test_a_request_for_what_is_not_there_is_told(folder: Path, run: Run) -> None:
     for gap, said in (
         ("shoe/1", "there is no voxel 'shoe/1'"),
