@@ -10,11 +10,13 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 demo: $(VENV)/.site
 	$(BIN)/synthedge demo
 
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
+TESTS := not slow
 
-test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "$(TESTS)"
+
+test-all:
+	$(MAKE) test TESTS="slow or not slow"
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
