@@ -123,7 +123,9 @@ def rich_console(file: TextIO, width: int | None) -> "Console":
 
 def printable(text: str) -> str:
     """Take out what would steer a terminal: reasons and names of files are a peer's words."""
-    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+    from synthedge_protocols import texts
+
+    return "\n".join(map(texts.printable, text.split("\n")))
 
 
 def print_line(text: str) -> None:
