@@ -8,7 +8,6 @@ Rules
   later; it never stops the others.
 """
 
-import importlib
 import logging
 import threading
 import time
@@ -294,8 +293,6 @@ def run_forever(site: Site, connection: Connection, stop: threading.Event) -> No
 
     follower = threading.Thread(target=follow, name="inbox", daemon=True)
     follower.start()
-    # What the gate needs takes most of a second to load: not while the first delivery waits for it.
-    threading.Thread(target=importlib.import_module, args=("scipy.stats",), daemon=True).start()
     heads_at, refresh_at, read_at, told, renewer = 0.0, 0.0, 0.0, "", Renewer()
     while not stop.is_set():
         try:

@@ -122,8 +122,6 @@ def _compare(
     dictionary: Dictionary,
     features: list[int],
 ) -> GateResult:
-    from scipy.stats import ks_2samp
-
     n_compared = 0
     for i in features:
         theirs = _present(samples[:, i])
@@ -135,7 +133,7 @@ def _compare(
         if len(theirs) < MIN_ROWS_FOR_KS or not ours:
             continue
         n_compared += 1
-        distance = min(float(ks_2samp(theirs, column, method="asymp").statistic) for column in ours)
+        distance = min(ks_distance(theirs, column) for column in ours)
         if distance > MAX_KS:
             return GateResult(
                 False,
@@ -145,6 +143,21 @@ def _compare(
     return GateResult(
         True, f"schema, region and duplicates checked; {n_compared} features compared with own rows"
     )
+
+
+def ks_distance(one: FloatArray, other: FloatArray) -> float:
+    """Kolmogorov-Smirnov distance: the largest difference between two samples' distribution functions, in [0, 1].
+
+    SciPy's does the same; its statistics would cost every agent a second at its start and 80 MB.
+
+    Parameters
+    ----------
+    one, other : ndarray of shape (n,), (m,)
+        Without missing values, neither empty.
+    """
+    values = np.concatenate([one, other])
+    below = [np.searchsorted(np.sort(s), values, side="right") / len(s) for s in (one, other)]
+    return float(np.abs(below[0] - below[1]).max())
 
 
 def _present(column: FloatArray) -> FloatArray:

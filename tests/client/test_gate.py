@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.stats import ks_2samp
 
 from small_dictionary import SMALL_DICTIONARY
-from synthedge_client.gate import GateResult, check_delivery
+from synthedge_client.gate import GateResult, check_delivery, ks_distance
 from synthedge_core.dictionary import parse_dictionary
 from synthedge_core.grids import NamedGrid
 
@@ -104,3 +105,16 @@ def test_own_rows_that_come_back_are_refused() -> None:
     samples = np.vstack([rows(3, 15), OWN[:5]])
 
     assert check(samples) == GateResult(False, "5 of 20 rows are duplicates")
+
+
+@pytest.mark.parametrize(("n", "m"), [(8, 8), (8, 300), (61, 20)])
+@pytest.mark.parametrize("decimals", [0, 9])
+def test_the_distance_is_that_of_scipy(n: int, m: int, decimals: int) -> None:
+    generator = np.random.default_rng(n * m)
+    one = generator.normal(0, 2, n).round(decimals)
+    other = generator.normal(1, 3, m).round(decimals)
+    theirs = ks_2samp(one, other, method="asymp").statistic
+    assert ks_distance(one, other) == pytest.approx(theirs)
+    assert ks_distance(other, one) == pytest.approx(theirs)
+    assert ks_distance(one, one) == 0
+    assert ks_distance(one, one + 100) == 1
