@@ -1,5 +1,6 @@
 """From the arguments of a local command to a `SynthEdge` over the table it names."""
 
+import contextlib
 import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -186,7 +187,7 @@ def check_output(arguments: TableArguments, *outputs: Path | None) -> None:
 
 
 def write_table(table: "pd.DataFrame", path: Path) -> None:
-    """Write a table as CSV, gzipped CSV or Parquet, by the file's ending.
+    """Write a table as CSV, gzipped CSV or Parquet, by the file's ending; whole, or not at all.
 
     Raises
     ------
@@ -195,17 +196,27 @@ def write_table(table: "pd.DataFrame", path: Path) -> None:
     """
     from synthedge_client.tables import whole_numbers
 
+    if not path.name.endswith((".csv", ".csv.gz", ".parquet")):
+        raise TableError(f"'{path.name}' has no known ending; use .csv, .csv.gz or .parquet")
+    if path.exists() and not path.is_file():
+        raise TableError(f"'{path}' is no file; name one")
+    staged = path.with_name(f".{path.name}.new")
     try:
-        if path.name.endswith(".parquet"):
-            table.to_parquet(path, index=False)
-        elif path.name.endswith((".csv", ".csv.gz")):
-            text = whole_numbers(table).to_csv(index=False, lineterminator="\n").encode()
-            # Neither time nor name in the gzip header: the same seed gives the same bytes.
-            path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
-        else:
-            raise TableError(f"'{path.name}' has no known ending; use .csv, .csv.gz or .parquet")
+        # Never into what is there already: in a shared folder it may lead elsewhere.
+        staged.unlink(missing_ok=True)
+        with staged.open("xb") as file:
+            if path.suffix == ".parquet":
+                table.to_parquet(file, index=False)
+            else:
+                text = whole_numbers(table).to_csv(index=False, lineterminator="\n").encode()
+                # Neither time nor name in the gzip header: the same seed gives the same bytes.
+                file.write(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
+        staged.replace(path)
     except OSError as error:
-        raise TableError(f"'{path}' cannot be written: {error.strerror}") from None
+        raise TableError(f"'{path}' cannot be written: {error.strerror}; nothing was") from None
+    finally:
+        with contextlib.suppress(OSError):
+            staged.unlink()
 
 
 def columns_data(columns: "Sequence[Column]") -> list[dict[str, Any]]:

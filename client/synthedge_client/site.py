@@ -16,7 +16,13 @@ from synthedge_client.settings import SITE_FILE, SiteSettings, load_settings
 from synthedge_core.dictionary import Dictionary
 from synthedge_core.errors import RefusedError, TableError, UsageError
 from synthedge_core.grids import NamedGrid
-from synthedge_protocols.keys import HpkeKeyPair, StatementKey, fingerprint, same_fingerprint
+from synthedge_protocols.keys import (
+    HpkeKeyPair,
+    StatementKey,
+    fingerprint,
+    is_fingerprint,
+    same_fingerprint,
+)
 from synthedge_protocols.names import check_name
 from synthedge_protocols.statements import STATEMENT_TYPES, sign, type_name
 from synthedge_protocols.v1 import statements_pb2 as pb
@@ -218,6 +224,8 @@ class Site:
 
         Raises
         ------
+        UsageError
+            If what was typed is no fingerprint, or there is no such site.
         RefusedError
             If the fingerprints differ.
         """
@@ -225,6 +233,11 @@ class Site:
 
         with self.store.write() as connection:
             key = self.peer_public_key(connection, peer)
+            if not is_fingerprint(typed):
+                raise UsageError(
+                    f"'{typed[:60]}' is no fingerprint: eight groups of four digits or letters a to f, as "
+                    f"'synthedge site fingerprint' shows them at site '{peer}'"
+                )
             pending: bytes | None = connection.execute(
                 sa.select(store.peers.c.pending_public_key).where(store.peers.c.site == peer)
             ).scalar_one()

@@ -1,6 +1,7 @@
 """A site's keys: Ed25519 for statements, hybrid HPKE for sealing, ECDSA P-256 for TLS."""
 
 import hashlib
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
@@ -28,6 +29,7 @@ __all__ = [
     "TlsKey",
     "check_signature",
     "fingerprint",
+    "is_fingerprint",
     "key_id",
     "same_fingerprint",
 ]
@@ -66,11 +68,18 @@ def fingerprint(public_key: bytes) -> str:
     return "-".join(digits[i : i + 4] for i in range(0, 32, 4))
 
 
+def is_fingerprint(typed: str) -> bool:
+    """Whether what a person typed could be one; case, spaces and dashes do not count."""
+    return re.fullmatch("[0-9a-f]{32}", _digits(typed)) is not None
+
+
 def same_fingerprint(typed: str, public_key: bytes) -> bool:
     """Compare a fingerprint that a person typed; case, spaces and dashes do not count."""
-    return "".join(typed.lower().replace("-", " ").split()) == fingerprint(public_key).replace(
-        "-", ""
-    )
+    return _digits(typed) == _digits(fingerprint(public_key))
+
+
+def _digits(typed: str) -> str:
+    return "".join(typed.lower().replace("-", " ").split())
 
 
 def check_signature(public_key: bytes, signature: bytes, data: bytes) -> None:

@@ -1,3 +1,4 @@
+import errno
 import gzip
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from small_tables import ward_table
 from synthedge_client import console, parquet_scan
 from synthedge_client.cli import app
+from synthedge_client.local_table import write_table
 from synthedge_client.model_folder import ModelFolder
 from synthedge_core.errors import TableError
 from synthedge_core.scan import scan
@@ -172,3 +174,21 @@ def test_options_of_another_engine_are_refused(
     arguments = ["fill", data, "--target", "progressed", "--output", "x.csv"]
     for more in (["--steps", 5], ["--models", "m"], ["--where", "everywhere"]):
         assert run(capsys, *arguments, *more)[0] == 4
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.csv.gz", "out.parquet"])
+def test_a_table_that_cannot_be_written_leaves_the_file_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    table, output = pd.DataFrame({"age": [51, 60]}), tmp_path / name
+    write_table(table, output)
+    before = output.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(TableError, match="No space left on device; nothing was"):
+        write_table(table.assign(age=0), output)
+    assert output.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [output]

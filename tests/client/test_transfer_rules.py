@@ -102,6 +102,8 @@ def test_a_wrong_fingerprint_verifies_nobody(pair: Pair) -> None:
 
     with pytest.raises(RefusedError, match="somebody may be in between"):
         north.verify_peer("south", north.fingerprint)
+    with pytest.raises(UsageError, match="'FINGERPRINT' is no fingerprint"):
+        north.verify_peer("south", "FINGERPRINT")
     with pytest.raises(UsageError, match="'west' is not known here"):
         north.verify_peer("west", south.fingerprint)
     assert [p["verified"] for p in north.list_peers()] == [False]
