@@ -310,6 +310,11 @@ def _note_seen(transaction: Transaction, fresh: dict[str, int]) -> None:
 
 def _paused_because(connection: Connection, site: str) -> str | None:
     """Why a site paused, if its own last word since it enrolled was to pause."""
+    # First what an index answers: most sites never said a word, and the log has no end.
+    said = store.statements.c
+    own_words = select(said.digest).where(said.site == site, said.type == "site-leaving").limit(1)
+    if connection.execute(own_words).first() is None:
+        return None
     table, paused = store.events, f"site-{Standing.PAUSED}"
     own = table.c.action.in_((paused, f"site-{Standing.ACTIVE}")) & table.c.actor.startswith(
         f"{site}: ", autoescape=True
