@@ -204,15 +204,17 @@ class Ledger:
             return changed
 
         def spread() -> None:
-            for site in transactions[0].woken:
+            for site in (site for transaction in transactions for site in transaction.woken):
                 self.wake(site)
 
         # A caller that goes away does not keep others from hearing of a committed change.
         try:
             result = await self._writer.write(apply, spread)
         except UnavailableError:
-            # Perhaps the answer was lost and not the commit: what it announces is then heard as another process's.
+            # Perhaps the answer was lost and not the commit: what it announces is heard as another process's from now
+            # on, or was passed over as our own a moment ago.
             self._names[:] = [secrets.token_hex(8)]
+            spread()
             raise
         with contextlib.suppress(UnavailableError):
             for key in transactions[0].discarded:
